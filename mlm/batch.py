@@ -1,0 +1,104 @@
+"""The ragged batch: what data makes and models take.
+
+Shapes: ``T`` tokens in all, ``N`` sequences end to end, ``M`` masked positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``N`` sequences laid end to end: no padding, so every layer sees real tokens only.
+
+    Sequence ``i`` is ``input_ids[cu_seqlens[i] : cu_seqlens[i + 1]]``.
+    """
+
+    input_ids: Tensor
+    """(T,) int64: token ids, special tokens included."""
+    position_ids: Tensor
+    """(T,) int64: the place of each token in its own sequence, from 0."""
+    cu_seqlens: Tensor
+    """(N + 1,) int32: where each sequence starts, and T at the end."""
+    max_seqlen: int
+    """The length of the longest sequence, a Python int so that kernels need no device sync."""
+    token_type_ids: Tensor | None = None
+    """(T,) int64: 0 for the first text of a pair, 1 for the second; None means all 0."""
+    labels: Tensor | None = None
+    """What is to be predicted: (M,) original ids in pretraining, the task's own otherwise."""
+    masked_positions: Tensor | None = None
+    """(M,) int64 in [0, T): the positions that the masked-LM head reads, ascending."""
+    replacements: Tensor | None = None
+    """(M,) int64: the id that stands at each masked position (80 % [MASK], 10 % random, 10 % kept)."""
+    mask_thresholds: Tensor | None = None
+    """(M,) float32: a position is masked at rate p exactly when its threshold is at most p."""
+
+    @property
+    def num_sequences(self) -> int:
+        """N."""
+        return self.cu_seqlens.numel() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.input_ids.numel()
+
+    @property
+    def sequence_lengths(self) -> Tensor:
+        """(N,) int32: tokens in each sequence."""
+        return self.cu_seqlens.diff()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with ``function`` applied to every tensor in it."""
+        changes = {
+            f.name: function(value)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on ``device``; Lightning calls this by its name."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the DataLoader calls this by its name."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+def ragged(
+    sequences: Sequence[Sequence[int] | np.ndarray],
+    token_type_ids: Sequence[Sequence[int] | np.ndarray] | None = None,
+    labels: Tensor | None = None,
+) -> Batch:
+    """Lay ``sequences`` of token ids end to end.
+
+    Args:
+        sequences: N lists of token ids, special tokens included, none of them empty.
+        token_type_ids: N lists of the same lengths, or None for all 0.
+        labels: passed on as they are.
+
+    >>> ragged([[2, 7, 3], [2, 3]]).cu_seqlens.tolist()
+    [0, 3, 5]
+    """
+    lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
+    if lengths.size == 0 or lengths.min() == 0:
+        raise ValueError("a batch needs at least one sequence, and no sequence may be empty")
+    ends = np.cumsum(lengths)
+    starts = np.repeat(ends - lengths, lengths)
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate([np.asarray(s, np.int64) for s in sequences])),
+        position_ids=torch.from_numpy(np.arange(ends[-1]) - starts),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        token_type_ids=None
+        if token_type_ids is None
+        else torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in token_type_ids])),
+        labels=labels,
+    )

@@ -1,0 +1,1 @@
+"""From text files to a token store, and from a token store to masked rows."""

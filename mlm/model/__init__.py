@@ -1,0 +1,1 @@
+"""The encoder: read encoder.py first."""

@@ -1,0 +1,169 @@
+"""The model as data: numbers and names, no behaviour.
+
+Every name here is looked up in one explicit table, in the file that holds the variants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from mlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that shapes an encoder; plain values only, so that it survives JSON and YAML."""
+
+    vocab_size: int = 30_522
+    """Rows of the token embedding; a run takes it from its tokenizer."""
+    hidden_size: int = 768
+    """D: the width of the residual stream."""
+    num_hidden_layers: int = 12
+    """How many layers the encoder has."""
+    num_attention_heads: int = 12
+    """Heads per layer; must divide hidden_size into even head widths."""
+    intermediate_size: int = 3072
+    """Width inside the feed-forward layer (of each half where it is gated)."""
+    max_position_embeddings: int = 512
+    """The longest sequence the model takes, [CLS] and [SEP] included."""
+    type_vocab_size: int = 2
+    """Token types (first and second text); 0 for none."""
+    layer: str = "post_norm"
+    """Where the norms stand: `post_norm` (BERT) or `pre_norm`; see encoder.py."""
+    position: str = "learned"
+    """`learned`, `sinusoidal`, `rope` or `none`; see positions.py."""
+    attention: tuple[str, ...] = ("global",)
+    """`global` or `local` a layer, repeated down the layers."""
+    local_attention: int = 128
+    """Width of the local window: a token sees local_attention // 2 tokens to each side."""
+    feed_forward: str = "mlp"
+    """`mlp` or `glu`; see feed_forward.py."""
+    activation: str = "gelu"
+    """`gelu`, `gelu_tanh`, `silu` or `relu`; see feed_forward.py."""
+    norm: str = "layer_norm"
+    """`layer_norm` or `rms_norm`; see norms.py."""
+    norm_eps: float = 1e-12
+    """Added to the variance in every norm."""
+    bias: bool = True
+    """Biases in the layers' linear maps and norms."""
+    embedding_norm: bool = True
+    """A norm right after the embeddings."""
+    final_norm: bool = False
+    """A norm after the last layer; pre-norm encoders need it."""
+    rope_theta: float = 10_000.0
+    """RoPE base of the global layers."""
+    local_rope_theta: float = 10_000.0
+    """RoPE base of the local layers."""
+    hidden_dropout: float = 0.0
+    """Dropout on embeddings and on what each block adds to the residual stream."""
+    attention_dropout: float = 0.0
+    """Dropout on attention weights."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    pad_token_id: int = 0
+    """Id of [PAD]; ragged batches never hold it, but saved configs name it."""
+    cls_token_id: int = 2
+    """Id of [CLS]."""
+    sep_token_id: int = 3
+    """Id of [SEP]."""
+    mask_token_id: int = 4
+    """Id of [MASK]."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, by name."""
+        object.__setattr__(self, "attention", tuple(self.attention))
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise UserError(
+                f"model.num_attention_heads: {self.num_attention_heads} does not divide hidden_size "
+                f"{self.hidden_size} into even head widths; choose a divisor of {self.hidden_size // 2}"
+            )
+        if unknown := set(self.attention) - {"global", "local"}:
+            raise UserError(
+                f"model.attention: {sorted(unknown)[0]!r} is not known; choose global or local"
+            )
+        if not self.attention:
+            raise UserError("model.attention: the pattern is empty; name at least one of global, local")
+
+    @property
+    def head_dim(self) -> int:
+        """H: the width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def layer_attention(self, index: int) -> str:
+        """`global` or `local`: what layer ``index`` attends to."""
+        return self.attention[index % len(self.attention)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def replace(self, **changes: Any) -> EncoderConfig:
+        """A copy with other values; an unknown name is refused with the nearest known one."""
+        names = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"model.{name}: no such setting{hint}")
+        return replace(self, **changes)
+
+
+# name: (layers, hidden size); heads are 64 wide, as in google's BERT sizes.
+SIZES: dict[str, tuple[int, int]] = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+
+# https://arxiv.org/abs/1810.04805
+_BERT: dict[str, Any] = {}
+
+# https://arxiv.org/abs/2412.13663, with windows and RoPE bases that suit sequences up to 1,024.
+_MODERN: dict[str, Any] = {
+    "layer": "pre_norm",
+    "position": "rope",
+    "type_vocab_size": 0,
+    "feed_forward": "glu",
+    "bias": False,
+    "norm_eps": 1e-5,
+    "final_norm": True,
+    "max_position_embeddings": 1024,
+    "attention": ("global", "local", "local"),
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {"bert": _BERT, "modern": _MODERN}
+
+
+def preset(family: str, size: str, **changes: Any) -> EncoderConfig:
+    """The configuration called ``family`` in ``size``, with ``changes`` on top.
+
+    Args:
+        family: `bert` (Devlin et al. 2018) or `modern` (Warner et al. 2024).
+        size: one of tiny, mini, small, medium, base, large.
+        changes: fields of `EncoderConfig` to set.
+
+    Raises:
+        UserError: an unknown family, size or field.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"model.family: {family!r} is not known; choose {' or '.join(FAMILIES)}")
+    if size not in SIZES:
+        raise UserError(f"model.size: {size!r} is not known; choose one of {', '.join(SIZES)}")
+    layers, hidden = SIZES[size]
+    # A gated layer has three matrices where a plain one has two: 8/3 keeps the weights equal,
+    # rounded up to a multiple of 64 so that matrix kernels fit.
+    gated = FAMILIES[family].get("feed_forward") == "glu"
+    intermediate = -(-hidden * 8 // 3 // 64) * 64 if gated else hidden * 4
+    base = EncoderConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, hidden // 64),
+        intermediate_size=intermediate,
+        **FAMILIES[family],
+    )
+    return base.replace(**changes)

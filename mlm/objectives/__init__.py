@@ -1,0 +1,1 @@
+"""What the encoder is trained to do: one file an objective."""

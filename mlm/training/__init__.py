@@ -1,0 +1,1 @@
+"""Pretraining through the Lightning Trainer."""
