@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Batch:
     masked_positions: Tensor | None = None
     """(M,) int64 in [0, T): the positions that the masked-LM head reads, ascending."""
     replacements: Tensor | None = None
-    """(M,) int64: the id that stands at each masked position (80 % [MASK], 10 % random, 10 % kept)."""
+    """(M,) int64: what stands there when masked: 80 % [MASK], 10 % random, 10 % as it was."""
     mask_thresholds: Tensor | None = None
     """(M,) float32: a position is masked at rate p exactly when its threshold is at most p."""
 
@@ -56,7 +57,7 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with ``function`` applied to every tensor in it."""
-        changes = {
+        changes: dict[str, Any] = {
             f.name: function(value)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

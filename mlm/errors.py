@@ -1,8 +1,30 @@
 """The one exception that is meant for people."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class UserError(Exception):
     """A mistake of the caller's: says in one line what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def look_up(table: Mapping[str, T], name: str, setting: str) -> T:
+    """What ``table`` holds under ``name``.
+
+    Raises:
+        UserError: no such name; says which ones there are, and the nearest.
+
+    >>> look_up({"cls": 1, "mean": 2}, "mean", "pooling")
+    2
+    """
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, table, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"{setting}: {name!r} is not known; choose one of {', '.join(table)}{hint}")

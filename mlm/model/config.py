@@ -6,10 +6,9 @@ Every name here is looked up in one explicit table, in the file that holds the v
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
-from mlm.errors import UserError
+from mlm.errors import UserError, look_up
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,13 @@ class EncoderConfig:
         object.__setattr__(self, "attention", tuple(self.attention))
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
-                f"model.num_attention_heads: {self.num_attention_heads} does not divide hidden_size "
-                f"{self.hidden_size} into even head widths; choose a divisor of {self.hidden_size // 2}"
-            )
-        if unknown := set(self.attention) - {"global", "local"}:
-            raise UserError(
-                f"model.attention: {sorted(unknown)[0]!r} is not known; choose global or local"
+                f"model.num_attention_heads: {self.num_attention_heads} heads do not divide "
+                f"hidden_size {self.hidden_size} into even widths; change one of the two"
             )
         if not self.attention:
-            raise UserError("model.attention: the pattern is empty; name at least one of global, local")
+            raise UserError("model.attention: the pattern is empty; name global, local or both")
+        for kind in self.attention:
+            look_up({"global": None, "local": None}, kind, "model.attention")
 
     @property
     def head_dim(self) -> int:
@@ -101,12 +98,9 @@ class EncoderConfig:
 
     def replace(self, **changes: Any) -> EncoderConfig:
         """A copy with other values; an unknown name is refused with the nearest known one."""
-        names = [f.name for f in fields(self)]
+        known = {f.name: f for f in fields(self)}
         for name in changes:
-            if name not in names:
-                near = get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"model.{name}: no such setting{hint}")
+            look_up(known, name, "model")
         return replace(self, **changes)
 
 
@@ -150,20 +144,17 @@ def preset(family: str, size: str, **changes: Any) -> EncoderConfig:
     Raises:
         UserError: an unknown family, size or field.
     """
-    if family not in FAMILIES:
-        raise UserError(f"model.family: {family!r} is not known; choose {' or '.join(FAMILIES)}")
-    if size not in SIZES:
-        raise UserError(f"model.size: {size!r} is not known; choose one of {', '.join(SIZES)}")
-    layers, hidden = SIZES[size]
+    choices = look_up(FAMILIES, family, "model.family")
+    layers, hidden = look_up(SIZES, size, "model.size")
     # A gated layer has three matrices where a plain one has two: 8/3 keeps the weights equal,
     # rounded up to a multiple of 64 so that matrix kernels fit.
-    gated = FAMILIES[family].get("feed_forward") == "glu"
+    gated = choices.get("feed_forward") == "glu"
     intermediate = -(-hidden * 8 // 3 // 64) * 64 if gated else hidden * 4
     base = EncoderConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=max(2, hidden // 64),
         intermediate_size=intermediate,
-        **FAMILIES[family],
+        **choices,
     )
     return base.replace(**changes)

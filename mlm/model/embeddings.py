@@ -1,0 +1,36 @@
+"""Token ids → vectors."""
+
+from torch import Tensor, nn
+
+from mlm.batch import Batch
+from mlm.model.config import EncoderConfig
+from mlm.model.norms import build_norm
+from mlm.model.positions import build_positions
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type vectors summed, then norm and dropout."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position = build_positions(config)
+        self.token_type = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size)
+            if config.type_vocab_size
+            else None
+        )
+        self.norm = build_norm(config) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """A ragged batch of T tokens → (T, D)."""
+        hidden = self.word(batch.input_ids)
+        if self.position is not None:
+            hidden = hidden + self.position(batch.position_ids)
+        if self.token_type is not None:
+            types = batch.token_type_ids
+            hidden = hidden + (
+                self.token_type.weight[0] if types is None else self.token_type(types)
+            )
+        return self.dropout(self.norm(hidden))

@@ -1,0 +1,140 @@
+"""The encoder: read this first.
+
+    token ids ─ Embeddings ─ EncoderLayer × L ─ final norm ─ one vector a token
+
+A batch is ragged: all its sequences end to end, no padding, so ``hidden`` is (T, D) throughout and
+only attention needs to know where a sequence ends.
+
+Shapes: ``T`` tokens in all, ``D`` model width.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from mlm.batch import Batch
+from mlm.errors import UserError, look_up
+from mlm.model.attention import Layout, prepare
+from mlm.model.config import EncoderConfig
+from mlm.model.embeddings import Embeddings
+from mlm.model.feed_forward import build_feed_forward
+from mlm.model.mixers import SelfAttention
+from mlm.model.norms import build_norm
+from mlm.model.positions import Rotation, rotation
+
+
+class PostNormLayer(nn.Module):
+    """x = norm(x + f(x)), as in BERT (https://arxiv.org/abs/1810.04805)."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        self.mixer = SelfAttention(config, config.layer_attention(index))
+        self.mixer_norm = build_norm(config)
+        self.feed_forward = build_feed_forward(config)
+        self.feed_forward_norm = build_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden: Tensor, layout: Layout, turn: Rotation | None) -> Tensor:
+        """(T, D) → (T, D)."""
+        hidden = self.mixer_norm(hidden + self.dropout(self.mixer(hidden, layout, turn)))
+        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
+
+
+class PreNormLayer(nn.Module):
+    """x = x + f(norm(x)): an unbroken residual stream (https://arxiv.org/abs/2002.04745)."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        # The first layer reads the embeddings' norm; a second norm would change nothing but cost.
+        normed = index == 0 and config.embedding_norm
+        self.mixer_norm = nn.Identity() if normed else build_norm(config)
+        self.mixer = SelfAttention(config, config.layer_attention(index))
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = build_feed_forward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden: Tensor, layout: Layout, turn: Rotation | None) -> Tensor:
+        """(T, D) → (T, D)."""
+        hidden = hidden + self.dropout(self.mixer(self.mixer_norm(hidden), layout, turn))
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+
+LAYERS: dict[str, type[PostNormLayer] | type[PreNormLayer]] = {
+    "post_norm": PostNormLayer,
+    "pre_norm": PreNormLayer,
+}
+
+
+class Encoder(nn.Module):
+    """A Transformer encoder over ragged batches."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        layer = look_up(LAYERS, config.layer, "model.layer")
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(
+            layer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.final_norm = build_norm(config) if config.final_norm else nn.Identity()
+        init_weights(self, config)
+
+    def forward(
+        self,
+        batch: Batch,
+        backend: str | None = None,
+        weights: list[list[Tensor]] | None = None,
+    ) -> Tensor:
+        """One vector a token.
+
+        Args:
+            batch: T tokens in ragged sequences.
+            backend: an attention path to insist on, by its name in attention.py.
+            weights: with backend ``reference``, gets a list a layer: a (heads, s, s) tensor a
+                sequence, whose rows sum to 1.
+
+        Returns:
+            (T, D).
+
+        Raises:
+            UserError: a sequence longer than ``max_position_embeddings``.
+        """
+        config = self.config
+        if batch.max_seqlen > config.max_position_embeddings:
+            raise UserError(
+                f"a sequence of {batch.max_seqlen} tokens is longer than the model's "
+                f"{config.max_position_embeddings} positions; shorten it or choose another model"
+            )
+        layout = prepare(batch, backend, weights)
+        turns: dict[str, Rotation | None] = {"global": None, "local": None}
+        if config.position == "rope":
+            positions = batch.position_ids
+            turns["global"] = rotation(positions, config.head_dim, config.rope_theta)
+            turns["local"] = turns["global"]
+            if config.local_rope_theta != config.rope_theta:
+                turns["local"] = rotation(positions, config.head_dim, config.local_rope_theta)
+        hidden = self.embeddings(batch)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, layout, turns[config.layer_attention(index)])
+        return self.final_norm(hidden)
+
+
+def init_weights(module: nn.Module, config: EncoderConfig) -> None:
+    """All initialisation: normal weights, zero biases, norms at 1.
+
+    In pre-norm encoders every layer adds to the stream twice, so what it adds starts smaller by
+    √(2 L): the stream's variance at the top then does not grow with depth (GPT-2, section 2.3).
+    """
+    std = config.initializer_range
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            adds = name.endswith(("mixer.out", "feed_forward.down"))
+            shrink = config.layer == "pre_norm" and adds
+            scale = math.sqrt(2 * config.num_hidden_layers) if shrink else 1.0
+            nn.init.normal_(part.weight, std=std / scale)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=std)

@@ -1,0 +1,57 @@
+"""The masked-LM head, and the encoder under it.
+
+Shapes: ``T`` tokens, ``M`` masked positions, ``D`` model width, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlm.batch import Batch
+from mlm.model.config import EncoderConfig
+from mlm.model.encoder import Encoder, init_weights
+from mlm.model.feed_forward import build_activation
+from mlm.model.norms import build_norm
+
+
+class MaskedLMHead(nn.Module):
+    """dense → activation → norm → vocabulary (https://arxiv.org/abs/1810.04805).
+
+    The projection to the vocabulary is the word embedding itself (https://arxiv.org/abs/1608.05859)
+    with a bias of its own, so it is handed in rather than held.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.activation = build_activation(config)
+        self.norm = build_norm(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        init_weights(self, config)
+
+    def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
+        """(M, D) and (V, D) → (M, V) logits."""
+        return F.linear(self.norm(self.activation(self.dense(hidden))), word_embedding, self.bias)
+
+
+class MaskedLanguageModel(nn.Module):
+    """An encoder that guesses the tokens behind a mask."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.head = MaskedLMHead(config)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits where they are asked for, and nowhere else.
+
+        Returns:
+            (M, V) at ``batch.masked_positions``, or (T, V) where that is None.
+        """
+        hidden = self.encoder(batch)
+        if batch.masked_positions is not None:
+            hidden = hidden.index_select(0, batch.masked_positions)
+        return self.head(hidden, self.encoder.embeddings.word.weight)

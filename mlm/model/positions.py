@@ -1,0 +1,90 @@
+"""Where a token stands: absolute positions added to embeddings, or rotations in attention.
+
+Shapes: ``T`` tokens, ``D`` model width, ``N`` heads, ``H`` head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlm.errors import look_up
+from mlm.model.config import EncoderConfig
+
+
+class LearnedPositions(nn.Embedding):
+    """A trained vector a position, as in BERT (https://arxiv.org/abs/1810.04805)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config.max_position_embeddings, config.hidden_size)
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed sines and cosines (https://arxiv.org/abs/1706.03762, section 3.5)."""
+
+    table: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.register_buffer(
+            "table",
+            sinusoids(config.max_position_embeddings, config.hidden_size),
+            persistent=False,
+        )
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """(T,) int64 → (T, D)."""
+        return self.table[position_ids]
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """(length, width) float32: sines at even columns, cosines at odd ones."""
+    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+class Rotation(NamedTuple):
+    """What RoPE needs for one batch: (T, 1, 1, H / 2) cosines and sines of each token's angles."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(position_ids: Tensor, head_dim: int, theta: float) -> Rotation:
+    """Angles in float32, whatever autocast says: bfloat16 cannot tell positions above 256 apart."""
+    exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids[:, None].float() * theta ** (-exponents / head_dim)  # (T, H/2)
+    return Rotation(angles.cos()[:, None, None], angles.sin()[:, None, None])
+
+
+def rotate(qk: Tensor, by: Rotation) -> Tensor:
+    """Turn queries and keys by their positions' angles (https://arxiv.org/abs/2104.09864).
+
+    The pairs that turn together are component i and i + H/2, as transformers has it.
+
+    Args:
+        qk: (T, 2, N, H).
+        by: the batch's rotation.
+    """
+    first, second = qk.chunk(2, dim=-1)
+    cos, sin = by.cos.to(qk.dtype), by.sin.to(qk.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+# What is added to the embeddings; None where positions enter attention, or nowhere.
+POSITIONS: dict[str, type[LearnedPositions] | type[SinusoidalPositions] | None] = {
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "rope": None,
+    "none": None,
+}
+
+
+def build_positions(config: EncoderConfig) -> nn.Module | None:
+    """The absolute positions that ``config.position`` names, None where there are none."""
+    kind = look_up(POSITIONS, config.position, "model.position")
+    return None if kind is None else kind(config)
