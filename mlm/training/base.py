@@ -1,0 +1,158 @@
+"""What pretraining and fine-tuning share: a loss that is a sum, a budget, and keyed randomness."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from mlm.batch import Batch
+from mlm.data.keys import mix
+from mlm.training.budget import Budget, Spent
+from mlm.training.gradients import all_reduce_sum, gradient_factor, rescale_gradients
+from mlm.training.optimizers import OptimizerOptions, build_optimizer, set_learning_rate
+from mlm.training.schedules import learning_rate_factor
+
+
+class Sums(NamedTuple):
+    """What one micro-batch adds to its step; divide by `count` when all of them are in."""
+
+    loss: Tensor
+    """() : the sum of the losses of all targets, with its graph."""
+    count: Tensor
+    """() : how many targets there were."""
+    correct: Tensor
+    """() : how many of them the model's first guess gets right."""
+
+
+class SumLossModule(LightningModule):
+    """Trains ``model`` on sums.
+
+    Automatic optimization: Lightning accumulates, clips and steps. This class follows the budget,
+    sets the learning rate, keys dropout, and rescales the gradients to the global count of targets
+    before they are clipped, so that one rank, two ranks and accumulation take the same step.
+
+    Subclasses say what a batch's sums are, and how to validate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerOptions,
+        budget: Budget,
+        seed: int,
+        expected_count: float,
+    ) -> None:
+        """
+        Args:
+            model: what is trained and saved.
+            optimizer: the optimizer and its schedule.
+            budget: the length of the run, which the schedule follows.
+            seed: of everything random.
+            expected_count: about how many targets a step has; keeps gradients near their final size
+                during backward, and changes nothing else.
+        """
+        super().__init__()
+        self.model = model
+        self.optimizer_options, self.budget, self.seed = optimizer, budget, seed
+        self.spent = Spent()
+        self.stop_asked = False
+        """Set by a signal handler on any rank; all ranks hear of it at the next step."""
+        self.stop_agreed = False
+        self.step_metrics: dict[str, float] = {}
+        """What the last finished step had, over all ranks and micro-batches."""
+        self._constant = 1.0 / expected_count
+
+    @abstractmethod
+    def sums(self, batch: Batch) -> Sums:
+        """The micro-batch's sums."""
+
+    def extra_metrics(self) -> dict[str, float]:
+        """More to log about the present step."""
+        return {}
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget spent, in [0, 1]."""
+        return self.spent.progress(self.budget)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of the options; its learning rate is set at each step."""
+        return build_optimizer(self.model, self.optimizer_options)
+
+    def on_train_start(self) -> None:
+        """Start the clock and an empty tally."""
+        self._started = time.monotonic() - self.spent.seconds
+        self._start_tally()
+
+    def _start_tally(self) -> None:
+        # loss, count, correct, tokens; float64 holds counts exactly.
+        self._tally = torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate, and key dropout by the place in the run, so that resumes agree."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        key = mix(self.seed, self.trainer.global_step, part, self.global_rank)
+        torch.manual_seed(key >> 1)
+        if part == 0:
+            options = self.optimizer_options
+            factor = learning_rate_factor(
+                options.schedule, self.progress, options.warmup, options.cooldown
+            )
+            set_learning_rate(self.trainer.optimizers[0], factor)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The micro-batch's sum of losses times a constant."""
+        loss, count, correct = self.sums(batch)
+        tokens = torch.tensor(batch.num_tokens, device=self.device)
+        self._tally += torch.stack([x.detach().double() for x in (loss, count, correct, tokens)])
+        return loss * self._constant
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the gradients of sums into those of the mean over the global batch's targets."""
+        # One rank's clock decides for all, so that all of them stop at the same step.
+        seconds = time.monotonic() - self._started if self.global_rank == 0 else 0.0
+        mine = torch.tensor([seconds, self.stop_asked], dtype=torch.float64, device=self.device)
+        tally = all_reduce_sum(torch.cat([self._tally, mine])).tolist()
+        loss, count, correct, tokens, seconds, stop = tally
+        trainer = self.trainer
+        rescale_gradients(
+            self.model,
+            gradient_factor(
+                self._constant, count, trainer.world_size, trainer.accumulate_grad_batches
+            ),
+        )
+        self.step_metrics = {
+            "train/loss": loss / max(count, 1.0),
+            "train/accuracy": correct / max(count, 1.0),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            **self.extra_metrics(),
+        }
+        self.spent = Spent(self.spent.steps + 1, self.spent.tokens + int(tokens), seconds)
+        self.step_metrics["tokens"] = self.spent.tokens
+        self.stop_agreed = stop > 0
+        self._start_tally()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the budget has used."""
+        spent = self.spent
+        checkpoint["spent"] = [spent.steps, spent.tokens, spent.seconds]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from what the budget had used.
+
+        Lightning counts batches too, but a checkpoint written inside a hook catches its counters
+        in the middle; how many were done follows from the steps.
+        """
+        self.spent = Spent(*checkpoint["spent"])
+        loop = checkpoint["loops"]["fit_loop"]
+        done = self.spent.steps * self.trainer.accumulate_grad_batches
+        for counters in (
+            loop["epoch_loop.batch_progress"]["total"],
+            loop["epoch_loop.batch_progress"]["current"],
+        ):
+            counters.update(dict.fromkeys(counters, done))

@@ -1,0 +1,159 @@
+"""What happens beside the steps: the end of the budget, signals, checkpoints, throughput."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from mlm.training.base import SumLossModule
+from mlm.training.datamodule import TimedLoader
+
+
+class EndOfBudget(Callback):
+    """Stops the trainer when the budget is spent or a signal came, at the same step on all ranks.
+
+    After the last step Lightning validates once more; after a signal there is no time for that.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Look, after each finished step."""
+        assert isinstance(module, SumLossModule)
+        if module.stop_agreed:
+            trainer.limit_val_batches = 0
+            trainer.should_stop = True
+        elif module.spent.is_over(module.budget):
+            trainer.should_stop = True
+
+
+class StopOnSignal(Callback):
+    """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second signal is obeyed at once.
+
+    Handlers only set a flag: ranks agree on it with the next step's count, so that none of them
+    waits for a partner that has left.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take over from Lightning's handlers, which talk to other ranks inside the signal."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.received = number
+            module.stop_asked = True
+            signal.signal(number, signal.SIG_DFL)
+
+        for number in self.signals:
+            self._before[number] = signal.signal(number, ask)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put the former handlers back."""
+        self.on_train_end(trainer, module)
+
+
+class Checkpoints(Callback):
+    """Saves every ``every_n_steps`` steps and at the end, and keeps the last ``keep``.
+
+    It saves when the next batch begins: by then the step's validation is done and logged.
+    """
+
+    def __init__(self, directory: Path, every_n_steps: int | None, keep: int) -> None:
+        self.directory, self.every_n_steps, self.keep = directory, every_n_steps, keep
+        self._saved: int | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """What a run starts from needs no saving."""
+        self._saved = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Save if the step before this batch was due."""
+        every = self.every_n_steps
+        if every and trainer.global_step % every == 0 and self._saved != trainer.global_step:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save the end of the run."""
+        if self._saved != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.directory / f"step_{trainer.global_step:08d}")
+        for old in sorted(self.directory.glob("step_*"))[: -self.keep]:
+            trainer.strategy.remove_checkpoint(old)
+
+
+class StepMetrics(Callback):
+    """Logs what a step had: loss, rates, tokens per second, MFU, time spent waiting for data.
+
+    ``flops`` gives the floating-point operations of training on so many tokens, ``peak`` what the
+    hardware does in a second.
+    """
+
+    def __init__(self, flops: Callable[[int], float], peak: float) -> None:
+        self.flops, self.peak = flops, peak
+        self.tokens_per_second = 0.0
+        self._seconds = self._waited = 0.0
+        self._tokens = self._step = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Count from here."""
+        assert isinstance(module, SumLossModule)
+        self._tokens, self._step = module.spent.tokens, module.spent.steps
+        self._resume_clock()
+
+    def _resume_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def _pause_clock(self) -> None:
+        self._seconds += time.perf_counter() - self._since
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Validation is no training time."""
+        self._pause_clock()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Go on."""
+        self._resume_clock()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Log, every `log_every_n_steps` finished steps."""
+        assert isinstance(module, SumLossModule)
+        step = module.spent.steps
+        due = step == 1 or trainer.should_stop or step % trainer.log_every_n_steps == 0
+        if step == self._step or not due:
+            return
+        self._step = step
+        self._pause_clock()
+        loader = trainer.train_dataloader
+        waited = loader.waited if isinstance(loader, TimedLoader) else 0.0
+        tokens = module.spent.tokens - self._tokens
+        self.tokens_per_second = tokens / self._seconds
+        metrics = {
+            **module.step_metrics,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.flops(tokens) / self._seconds / self.peak / trainer.world_size,
+            "data_wait": (waited - self._waited) / self._seconds,
+            "seconds": module.spent.seconds,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+        self._tokens, self._waited, self._seconds = module.spent.tokens, waited, 0.0
+        self._resume_clock()

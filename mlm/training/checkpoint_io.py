@@ -1,0 +1,122 @@
+"""Training checkpoints as folders: a model folder, the training state beside it, a manifest.
+
+step_00000080/model/         works with every command
+              state.pt       optimizer, budget, loops: tensors and plain values only
+              manifest.json  sha256 of every file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
+
+from mlm.checkpoint import read_folder
+from mlm.errors import UserError
+from mlm.files import atomic_folder
+
+_PREFIX = "model."
+
+
+class FolderCheckpointIO(CheckpointIO):
+    """What Lightning saves and loads, in the layout above; nothing unsafe is ever unpickled."""
+
+    def __init__(self, save_model: Callable[[Path, dict[str, Tensor]], None]) -> None:
+        """``save_model`` writes the model's weights, given by their own names, to a folder."""
+        self.save_model = save_model
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write all of it or nothing."""
+        state = dict(checkpoint)
+        weights = state.pop("state_dict")
+        with atomic_folder(path) as draft:
+            self.save_model(draft / "model", without_prefix(weights))
+            torch.save(state, draft / "state.pt")
+            (draft / "manifest.json").write_text(json.dumps(_digests(draft), indent=1))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read it back.
+
+        Raises:
+            UserError: a file is missing or damaged, or holds more than tensors and plain values.
+        """
+        path = Path(path)
+        verify_checkpoint(path)
+        try:
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(
+                f"{path / 'state.pt'}: cannot be read safely; resume from another checkpoint"
+            ) from error
+        weights = read_folder(path / "model").state
+        state["state_dict"] = {_PREFIX + name: tensor for name, tensor in weights.items()}
+        return dict(state)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Rename first, so that half a checkpoint is never seen."""
+        path = Path(path)
+        gone = path.with_name(f".{path.name}.old")
+        path.rename(gone)
+        shutil.rmtree(gone)
+
+
+def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own entries of a Lightning module's state, by the model's own names."""
+    return {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in weights.items()
+        if name.startswith(_PREFIX)
+    }
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        UserError: something is missing or damaged; names it.
+    """
+    try:
+        digests = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable manifest.json; this is no checkpoint") from error
+    for name, digest in digests.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing; resume from another checkpoint")
+        if _sha256(file) != digest:
+            raise UserError(f"{file}: damaged (its checksum differs); resume from another one")
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in ``directory`` that is whole; says which damaged ones it passed."""
+    for path in sorted(directory.glob("step_*"), reverse=True):
+        try:
+            verify_checkpoint(path)
+        except UserError as error:
+            print(f"mlm: skipping a damaged checkpoint: {error}", file=sys.stderr)
+        else:
+            return path
+    return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): _sha256(p) for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,237 @@
+"""Token store → packed rows → keyed order → masked batches, for any number of workers and ranks.
+
+One endless stream of rows runs through the whole training. Step s takes rows s·B … s·B + B − 1 of
+it; ranks and micro-batches only divide those B among them. Which row stands at a place of the
+stream, and how it is masked, follows from the seed and that place alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mlm.batch import Batch
+from mlm.data.keys import mix
+from mlm.data.order import stream_row
+from mlm.data.packing import num_rows, row_spans
+from mlm.data.store import TokenSplit, TokenStore
+from mlm.errors import UserError
+from mlm.objectives.masked_lm import Vocabulary, collate
+
+# Validation rows are masked by this key in every run, so that losses can be compared for ever.
+_VALIDATION_KEY = 0x6D6C6D
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the model reads, and how much of it at once."""
+
+    sequence_length: int = 128
+    """Tokens in a row, [CLS] and [SEP] included; no sequence is longer."""
+    batch_size: int = 64
+    """Rows that one optimizer step sees, over all devices and accumulated micro-batches."""
+    validation_batch_size: int = 64
+    """Rows at once in validation."""
+    num_workers: int = 0
+    """Loader processes a device; 0 prepares batches in the training process."""
+    mlm_probability: float = 0.3
+    """Share of the ordinary tokens that are masked when training starts."""
+    mlm_probability_end: float = 0.15
+    """Share masked at the end; between the two it falls linearly with the budget spent."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        for name in ("mlm_probability", "mlm_probability_end"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"data.{name}: {getattr(self, name)} must lie between 0 and 1")
+        if self.sequence_length < 8:
+            raise UserError(f"data.sequence_length: {self.sequence_length} is below 8")
+        for name in ("batch_size", "validation_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
+        if self.num_workers < 0:
+            raise UserError(f"data.num_workers: {self.num_workers} must not be negative")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which micro-batches of each step are this rank's."""
+
+    rank: int = 0
+    """This process's number."""
+    world_size: int = 1
+    """How many processes train together."""
+    accumulation: int = 1
+    """Micro-batches a step on each of them."""
+
+    def micro_batch_size(self, batch_size: int) -> int:
+        """Rows a micro-batch.
+
+        Raises:
+            UserError: the global batch cannot be divided evenly.
+        """
+        parts = self.world_size * self.accumulation
+        if batch_size % parts:
+            raise UserError(
+                f"data.batch_size: {batch_size} rows cannot be divided over {self.world_size} "
+                f"devices × {self.accumulation} accumulated batches; choose a multiple of {parts}"
+            )
+        return batch_size // parts
+
+    def places(self, micro_batch: int, batch_size: int) -> range:
+        """The places in the global stream that this rank's ``micro_batch``-th batch takes."""
+        size = self.micro_batch_size(batch_size)
+        step, part = divmod(micro_batch, self.accumulation)
+        first = step * batch_size + (part * self.world_size + self.rank) * size
+        return range(first, first + size)
+
+
+def vocabulary_of(store: TokenStore) -> Vocabulary:
+    """What masking must know of ``store``'s tokenizer."""
+    special = store.special_ids
+    return Vocabulary(store.vocab_size, special.cls, special.sep, special.mask, special.ids)
+
+
+def read_row(split: TokenSplit, row: int, length: int) -> list[np.ndarray]:
+    """The ordinary ids of each sequence of ``row``."""
+    return [split.tokens(start, stop) for start, stop in row_spans(split.ends, row, length)]
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Micro-batch number → batch: a pure function, so any worker may compute any of them."""
+
+    def __init__(
+        self, store: TokenStore, options: DataOptions, share: Share, seed: int, still: bool = False
+    ) -> None:
+        self.split, self.vocabulary = store.split("train"), vocabulary_of(store)
+        self.options, self.share, self.seed, self.still = options, share, seed, still
+        self.rows = num_rows(self.split.ends, options.sequence_length)
+
+    def __getitem__(self, micro_batch: int) -> Batch:
+        """This rank's ``micro_batch``-th batch since the run began."""
+        options = self.options
+        places = self.share.places(micro_batch, options.batch_size)
+        rows = [
+            read_row(self.split, stream_row(g, self.rows, self.seed)[0], options.sequence_length)
+            for g in places
+        ]
+        return collate(
+            rows,
+            [mix(self.seed, g) for g in places],
+            self.vocabulary,
+            max(options.mlm_probability, options.mlm_probability_end),
+            fill_to=len(places) * options.sequence_length if self.still else None,
+        )
+
+
+class ValidationBatches(Dataset[Batch]):
+    """The validation split in order, masked the same way for ever."""
+
+    def __init__(self, split: TokenSplit, vocabulary: Vocabulary, length: int, size: int) -> None:
+        self.split, self.vocabulary = split, vocabulary
+        self.length, self.size = length, size
+        self.rows = num_rows(split.ends, length)
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.size)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Rows index·size … of the split."""
+        if index >= len(self):
+            raise IndexError(index)
+        rows = range(index * self.size, min(self.rows, (index + 1) * self.size))
+        return collate(
+            [read_row(self.split, row, self.length) for row in rows],
+            [mix(_VALIDATION_KEY, row) for row in rows],
+            self.vocabulary,
+            VALIDATION_RATE,
+        )
+
+
+# The rate of the original BERT, whatever rate a run trains at.
+VALIDATION_RATE = 0.15
+
+
+class From(Sampler[int]):
+    """Numbers from ``start`` without end, or every ``step``-th below ``stop``."""
+
+    def __init__(self, start: int, stop: int | None = None, step: int = 1) -> None:
+        self.start, self.stop, self.step = start, stop, step
+
+    def __iter__(self) -> Iterator[int]:
+        index = self.start
+        while self.stop is None or index < self.stop:
+            yield index
+            index += self.step
+
+
+class TimedLoader(DataLoader[Batch]):
+    """A loader that keeps count of the seconds it was waited for."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - asked
+            yield batch
+
+
+class PretrainingDataModule(LightningDataModule):
+    """The loaders of one process of a run."""
+
+    def __init__(
+        self, store: Path, options: DataOptions, seed: int, accumulation: int, still: bool = False
+    ) -> None:
+        super().__init__()
+        self.store = TokenStore.open(store)
+        self.options, self.seed, self.still = options, seed, still
+        self.accumulation = accumulation
+
+    def _share(self) -> Share:
+        assert self.trainer is not None
+        return Share(self.trainer.global_rank, self.trainer.world_size, self.accumulation)
+
+    def train_dataloader(self) -> TimedLoader:
+        """Micro-batches from the trainer's present step on, without end."""
+        assert self.trainer is not None
+        batches = TrainingBatches(self.store, self.options, self._share(), self.seed, self.still)
+        return self._loader(batches, From(self.trainer.global_step * self.accumulation))
+
+    def val_dataloader(self) -> TimedLoader:
+        """This rank's share of the validation split."""
+        options, share = self.options, self._share()
+        batches = ValidationBatches(
+            self.store.split("validation"),
+            vocabulary_of(self.store),
+            options.sequence_length,
+            options.validation_batch_size,
+        )
+        return self._loader(batches, From(share.rank, len(batches), share.world_size))
+
+    def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:
+        assert self.trainer is not None
+        workers = self.options.num_workers
+        extra: dict[str, Any] = (
+            {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+        )
+        return TimedLoader(
+            batches,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **extra,
+        )

@@ -1,0 +1,37 @@
+"""Losses are sums: the same gradient for one rank, for two, and for accumulation.
+
+A loss is the sum over the global batch's targets divided by their global count. The count is known
+only when all micro-batches of all ranks are done, so backward takes each sum times a constant, and
+the finished gradients are rescaled once, before they are clipped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum of ``values`` over all ranks, on every rank; ``values`` itself where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def rescale_gradients(module: nn.Module, factor: float) -> None:
+    """Multiply every gradient of ``module`` by ``factor``, in place."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def gradient_factor(constant: float, count: float, world_size: int, accumulation: int) -> float:
+    """What turns the gradients that backward leaves into those of sum / count.
+
+    Args:
+        constant: what each micro-batch's sum was multiplied by before backward.
+        count: targets in the global batch: all micro-batches of all ranks.
+        world_size: ranks, over which DDP takes the mean.
+        accumulation: micro-batches a step, over which Lightning takes the mean.
+    """
+    return world_size * accumulation / (constant * max(count, 1.0))

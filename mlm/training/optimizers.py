@@ -1,0 +1,226 @@
+"""Optimizers, by name, and which parameters they treat how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from mlm.errors import UserError, look_up
+from mlm.training.precision import has_bf16
+from mlm.training.schedules import SCHEDULES
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer and how its learning rate moves."""
+
+    name: str = "muon"
+    """`muon` (Muon for the layers' matrices, AdamW for the rest) or `adamw`."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices and embeddings; norms and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of AdamW's two running means."""
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
+    momentum: float = 0.95
+    """Muon's momentum."""
+    schedule: str = "wsd"
+    """`wsd` (warmup, stable, decay), `linear`, `cosine` or `constant`."""
+    warmup: float = 0.05
+    """Share of the run over which the learning rate rises."""
+    cooldown: float = 0.3
+    """Share of the run over which `wsd` falls to 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        look_up(OPTIMIZERS, self.name, "optimizer.name")
+        look_up(SCHEDULES, self.schedule, "optimizer.schedule")
+        if not self.lr > 0:
+            raise UserError(f"optimizer.lr: {self.lr} must be above 0")
+        if self.warmup < 0 or self.cooldown < 0 or self.warmup + self.cooldown > 1:
+            raise UserError(
+                f"optimizer: warmup {self.warmup} and cooldown {self.cooldown} are shares of the "
+                "run; neither may be negative and together they may not exceed 1"
+            )
+        if self.warmup == 1:
+            raise UserError("optimizer.warmup: 1 leaves nothing after the warmup; choose less")
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, matrices: str = "adamw"
+) -> list[dict[str, Any]]:
+    """Split parameters by how they are treated.
+
+    Args:
+        module: the model.
+        weight_decay: for everything of two dimensions; norms and biases get none.
+        matrices: `muon` sends linear maps to Muon (embeddings, and a head's output map whose rows
+            are classes, stay with AdamW); `adamw` sends nothing there.
+
+    Returns:
+        Groups with `params`, `weight_decay`, `kind` and, for Muon, `split`: how many separate
+        matrices stand stacked in one weight (queries, keys and values; gate and value).
+    """
+    groups: dict[tuple[str, float, int], list[nn.Parameter]] = {}
+    linear = {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        kind, split = "adamw", 1
+        if matrices == "muon" and name in linear and not name.endswith("classifier.weight"):
+            kind = "muon"
+            # A wide weight is a stack of square or gate matrices, each orthogonal in its own right.
+            split = {"qkv.weight": 3}.get(".".join(name.split(".")[-2:]), 1)
+        groups.setdefault((kind, decay, split), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "kind": kind, "split": split}
+        for (kind, decay, split), params in groups.items()
+    ]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for groups of kind `muon`, AdamW for groups of kind `adamw`: one object for both.
+
+    Muon replaces a matrix's momentum by the nearest orthogonal matrix
+    (https://kellerjordan.github.io/posts/muon), scaled so that one learning rate serves both kinds
+    (https://arxiv.org/abs/2502.16982, section 2.2). Gradients must be complete on every rank, as
+    DDP leaves them; shards of a matrix cannot be made orthogonal.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float = 2e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; the closure, if given, is run first with gradients on."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                (self._muon if group["kind"] == "muon" else self._adamw)(parameters, group)
+        return loss
+
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        buffers = [self._buffer(p, "momentum_buffer") for p in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        # Nesterov: look one step ahead of the momentum.
+        looks = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for parameter, look in zip(parameters, looks, strict=True):
+            pieces = zip(parameter.chunk(group["split"]), look.chunk(group["split"]), strict=True)
+            for target, piece in pieces:
+                by_shape.setdefault(piece.shape, []).append((target, piece))
+        for shape, pairs in by_shape.items():
+            updates = orthogonalize(torch.stack([piece for _, piece in pairs]))
+            # The root mean square of AdamW's updates is about 0.2; an orthogonal m × n matrix has
+            # 1 / √max(m, n).
+            scale = group["lr"] * 0.2 * max(shape) ** 0.5
+            torch._foreach_add_([target for target, _ in pairs], list(updates), alpha=-scale)
+
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if "step" not in self.state[parameter]:
+                self.state[parameter]["step"] = torch.zeros((), device=parameter.device)
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            [self._buffer(p, "exp_avg") for p in parameters],
+            [self._buffer(p, "exp_avg_sq") for p in parameters],
+            [],
+            [self.state[p]["step"] for p in parameters],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _buffer(self, parameter: Tensor, name: str) -> Tensor:
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        buffer: Tensor = state[name]
+        return buffer
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Bring all singular values near 1 by a quintic Newton–Schulz iteration.
+
+    Args:
+        matrices: (B, m, n).
+        steps: five bring values in [0.01, 1] to about [0.7, 1.2], which serves as well as 1.
+
+    Returns:
+        (B, m, n) in the dtype of ``matrices``, computed in bfloat16 where the device multiplies it.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    low = torch.bfloat16 if has_bf16(matrices.device.type) else torch.float32
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x = x.to(low)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _build_muon(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, options.weight_decay, matrices="muon")
+    return Muon(groups, options.lr, options.momentum, options.betas, options.eps)
+
+
+def _build_adamw(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, options.weight_decay)
+    return torch.optim.AdamW(
+        groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True
+    )
+
+
+# https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/1711.05101
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerOptions], torch.optim.Optimizer]] = {
+    "muon": _build_muon,
+    "adamw": _build_adamw,
+}
+
+
+def build_optimizer(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimizer that ``options.name`` names, over the parameters of ``module``.
+
+    Each group keeps `peak_lr`, which `set_learning_rate` multiplies by the schedule's factor.
+    """
+    optimizer = OPTIMIZERS[options.name](module, options)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Put every group at ``factor`` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,55 @@
+"""Which arithmetic a run uses: decided by what the processor can do, never by timing."""
+
+from __future__ import annotations
+
+import torch
+
+from mlm.errors import look_up
+
+# Names on the command line → names that Lightning takes.
+PRECISIONS: dict[str, str] = {
+    "auto": "auto",
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "32-true": "32-true",
+    "bf16-mixed": "bf16-mixed",
+    "bf16-true": "bf16-true",
+    "16-mixed": "16-mixed",
+    "64-true": "64-true",
+}
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Lightning's name for ``precision``; `auto` is bf16 where there are bf16 matrix instructions.
+
+    Args:
+        precision: a key of `PRECISIONS`.
+        device: `cpu`, `cuda` or `mps`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    name = look_up(PRECISIONS, str(precision), "trainer.precision")
+    if name != "auto":
+        return name
+    return "bf16-mixed" if has_bf16(device) else "32-true"
+
+
+def has_bf16(device: str) -> bool:
+    """Whether ``device`` multiplies bfloat16 matrices in hardware."""
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        can = torch.cpu.get_capabilities()
+        return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+    return False
+
+
+def resolve_device(accelerator: str) -> str:
+    """The device type that Lightning's ``accelerator`` means on this machine."""
+    if accelerator in ("auto", "gpu"):
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return accelerator
