@@ -1,0 +1,205 @@
+"""YAML config files: finding shipped ones by name, reading them with the lines kept, writing them.
+
+A config is a flat list of settings here, ``data.path`` rather than nested groups, because that is
+what the command line overrides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a config file, and where it stands."""
+
+    value: Any
+    """Plain Python: what YAML made of it."""
+    where: str
+    """File and line, for messages."""
+
+
+def shipped_configs() -> Path:
+    """The folder of the shipped configs: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str, command: str, shipped: Path | None = None) -> Path:
+    """The file that ``--config name`` means.
+
+    A bare word is a shipped config of the command (``mini_cpu``); anything else, a path.
+
+    Args:
+        name: what the user typed.
+        command: `pretrain`, `finetune`, …: shipped configs lie in one folder a command.
+        shipped: the folder of shipped configs; by default this installation's.
+
+    Raises:
+        UserError: there is no such file; the shipped ones are listed.
+    """
+    folder = (shipped or shipped_configs()) / command
+    # Shipped names come first, so that a command means the same in every working directory.
+    named = folder / f"{name}.yaml"
+    if Path(name).name == name and named.is_file():
+        return named
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"--config {name}: this is a folder; name a YAML file")
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    hint = f"; the shipped ones are {', '.join(known)}" if known else ""
+    raise UserError(f"--config {name}: no such file{hint}")
+
+
+def nearest(key: str, known: Collection[str]) -> str | None:
+    """The known dotted key, or group of keys, that ``key`` was most likely meant to be.
+
+    >>> nearest("data.labl_column", ["data.path", "data.label_column"])
+    'data.label_column'
+    >>> nearest("lr", ["data.path", "optimizer.lr"])
+    'optimizer.lr'
+    """
+    group, _, name = key.rpartition(".")
+    prefix = f"{group}." if group else ""
+    # What is missing most often is the group; then a letter, among the names beside it.
+    same_name = [k for k in known if k.rpartition(".")[2] == name]
+    if same_name:
+        return (get_close_matches(key, same_name, n=1) or same_name)[0]
+    siblings = {k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)}
+    if close := get_close_matches(name, siblings, n=1):
+        return prefix + close[0]
+    close = [] if siblings else get_close_matches(key, known, n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def did_you_mean(key: str, known: Collection[str], prefix: str = "") -> str:
+    """The end of a message about an unknown key: the nearest known one, if any is near."""
+    near = nearest(key, known)
+    return f"; did you mean {prefix}{near}?" if near else ""
+
+
+def read_config(path: Path, known: Collection[str]) -> dict[str, Setting]:
+    """The settings of a YAML file by dotted key.
+
+    Args:
+        path: the file.
+        known: every dotted key that the command takes. Where ``data.path`` is one, a plain text
+            under ``data`` is short for it.
+
+    Raises:
+        UserError: not YAML, not a mapping, a key twice or a key that is not known.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        settings: dict[str, Setting] = {}
+        # An empty file, or one of comments only, changes nothing.
+        if root is not None:
+            _flatten(root, "", path, known, settings)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file (byte {error.start} is not UTF-8)") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{line}: not valid YAML: {error.problem or error.context}"
+        ) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return settings
+
+
+def _flatten(
+    node: yaml.Node, key: str, path: Path, known: Collection[str], into: dict[str, Setting]
+) -> None:
+    """Add what stands under ``key`` to ``into``, going down as far as there are groups."""
+    where = f"{path}, line {node.start_mark.line + 1}"
+    prefix = f"{key}." if key else ""
+    if not any(k.startswith(prefix) for k in known if k != key):
+        if key not in known:
+            raise UserError(f"{where}: {key}: no such setting{did_you_mean(key, known)}")
+        if key in into:
+            raise UserError(f"{where}: {key} is set twice (before in {into[key].where})")
+        try:
+            into[key] = Setting(_construct(node), where)
+        except (yaml.YAMLError, ValueError) as error:
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise UserError(f"{where}: {key}: {problem}") from error
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+            _flatten(value_node, prefix + name, path, known, into)
+        return
+    value = _construct(node)
+    if isinstance(value, str) and f"{prefix}path" in known and key:
+        into[f"{prefix}path"] = Setting(value, where)
+    elif value is not None:
+        what = f"{key}: expected settings such as" if key else "expected settings such as"
+        example = min(k for k in known if k.startswith(prefix))
+        raise UserError(f"{where}: {what} `{example}`, got {value!r}")
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """``values`` as the text of a config file that `read_config` reads back unchanged."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of plain words: `off`, `1:30` and dates are text, `1e-3` is a number.
+
+    https://yaml.org/spec/1.2.2/#103-core-schema
+    """
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either YAML 1.1 or 1.2 would read as something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = dict(
+        yaml.SafeDumper.yaml_implicit_resolvers
+    )
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """A list used twice is written out twice, for people to read."""
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {}
+_RESOLVERS: dict[str, tuple[str, str]] = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+for _class in (_Loader, _Dumper):
+    for _name, (_pattern, _first) in _RESOLVERS.items():
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}", re.compile(f"^({_pattern})$"), list(_first)
+        )
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float", lambda _, node: float(re.sub(r"\.(?=[a-z])", "", node.value.lower()))
+)
+_Dumper.add_representer(
+    tuple, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data)
+)
+
+
+def _construct(node: yaml.Node) -> Any:
+    return _Loader("").construct_document(node)
