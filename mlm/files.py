@@ -59,17 +59,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def _put_in_place(draft: Path, path: Path) -> None:
     old = _beside(path, "old")
-    replaces = path.exists()
-    if replaces:  # no rename replaces a folder that holds something, so the old one steps aside
-        path.rename(old)
     try:
+        if path.exists():  # no rename replaces a folder with something in it: it steps aside
+            path.rename(old)
         draft.rename(path)
-    except BaseException:
-        if replaces:
+        _sync(path.parent)
+    finally:
+        if old.exists() and not path.exists():
             old.rename(path)
-        raise
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(path: Path, purpose: str) -> Path:
