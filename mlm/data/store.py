@@ -1,0 +1,268 @@
+"""The token store: tokenised documents on disk, written once, mapped into memory.
+
+    STORE/manifest.json        sha256 and size of every file, tokenizer hash, counts, options
+    STORE/tokenizer/           the tokenizer that made the ids
+    STORE/train/               an Arrow data set: column `input_ids`, one row a document
+    STORE/validation/          the same
+
+`datasets.load_from_disk(STORE)` opens it too. Here the list column's buffers are mapped and
+sliced with NumPy: opening costs nothing, and memory does not grow with the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+
+from mlm.errors import UserError
+
+FORMAT = 1
+SPLITS = ("train", "validation")
+MANIFEST = "manifest.json"
+
+# Up to this size all files are verified when a store is opened (about a second).
+_VERIFIED_AT_OPENING = 1 << 30
+
+
+class TokenStore:
+    """A token store on disk. Open one with `TokenStore.open`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStore:
+        """Open a store: every file has to be there in its size, and intact where that is quick.
+
+        A store of up to 1 GiB is verified in full, a second at most; a larger one by whoever
+        trains on it: see `verify_in_background`.
+
+        Raises:
+            UserError: no store there, or a file of it is missing or damaged.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise UserError(
+                f"{path}: no token store there ({MANIFEST} is missing); make one with "
+                f"`mlm prepare --corpus FILES --output {path}`"
+            )
+        store = cls(path, manifest)
+        for name, entry in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise UserError(f"{file}: missing from the token store; prepare it anew")
+            if file.stat().st_size != entry["bytes"]:
+                raise UserError(
+                    f"{file}: damaged ({file.stat().st_size} bytes where the manifest has "
+                    f"{entry['bytes']}); prepare the token store anew"
+                )
+        if sum(entry["bytes"] for entry in manifest["files"].values()) <= _VERIFIED_AT_OPENING:
+            store.verify()
+        return store
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The folder of the tokenizer that made the ids."""
+        return self.path / "tokenizer"
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        return int(self.manifest["vocab_size"])
+
+    def split(self, name: str) -> TokenSplit:
+        """`train` or `validation`."""
+        return TokenSplit(self.path / name)
+
+    def verify(self) -> None:
+        """Read every file and compare its sha256 with the manifest's.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        for name, entry in self.manifest["files"].items():
+            try:
+                intact = sha256(self.path / name) == entry["sha256"]
+            except OSError:
+                intact = False
+            if not intact:
+                raise UserError(
+                    f"{self.path / name}: damaged (its sha256 is not the manifest's); prepare "
+                    "the token store anew"
+                )
+
+    def verify_in_background(self) -> Callable[[], bool]:
+        """Start `verify` in a thread.
+
+        Returns:
+            A function to call now and then: whether the work is done; it raises what was found.
+        """
+        executor = ThreadPoolExecutor(1, thread_name_prefix="verify-store")
+        future = executor.submit(self.verify)
+        executor.shutdown(wait=False)
+
+        def done() -> bool:
+            if future.done():
+                future.result()
+            return future.done()
+
+        return done
+
+    def check_tokenizer(self, tokenizer: Any, owner: str) -> None:
+        """Make sure that ``tokenizer`` (of ``owner``, say a model folder) made this store's ids.
+
+        Raises:
+            UserError: it is another one.
+        """
+        from mlm.data.tokenizer import load_tokenizer, tokenizer_hash
+
+        if tokenizer_hash(tokenizer) != tokenizer_hash(load_tokenizer(self.tokenizer_dir)):
+            raise UserError(
+                f"{self.path}: this token store belongs to another tokenizer than {owner}; "
+                f"prepare one with `mlm prepare --tokenizer {owner}`"
+            )
+
+
+class TokenSplit:
+    """One split: all its documents' ids end to end, without special tokens.
+
+    Token coordinates run from 0 to ``num_tokens``; document ``d`` is
+    ``tokens(ends[d - 1], ends[d])``. Documents are never empty.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        offsets: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        for file in sorted(directory.glob("*.arrow")):
+            with pa.memory_map(str(file)) as source:
+                for batch in pa.ipc.open_stream(source):
+                    column = batch.column(batch.schema.get_field_index("input_ids"))
+                    offsets.append(column.offsets.to_numpy())
+                    self._values.append(column.values.to_numpy())
+        self.ends = DocumentEnds(offsets)
+
+    def __reduce__(self) -> tuple[type[TokenSplit], tuple[Path]]:
+        return TokenSplit, (self.directory,)  # a worker process maps the files itself
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents there are."""
+        return len(self.ends)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are."""
+        return self.ends.batch_tokens[-1]
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) unsigned ids; a view into the file wherever one record batch holds them.
+
+        Args:
+            start: the first token.
+            stop: one past the last; both in [0, num_tokens].
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"tokens {start} to {stop} of {self.num_tokens} in {self.directory}")
+        limits = self.ends.batch_tokens
+        first = min(bisect_right(limits, start), len(self._values)) - 1
+        parts = []
+        for b in range(first, len(self._values)):
+            offset = int(self.ends.offsets[b][0]) - limits[b]
+            parts.append(self._values[b][start + offset : min(stop, limits[b + 1]) + offset])
+            start = limits[b + 1]
+            if start >= stop:
+                break
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class DocumentEnds:
+    """(documents,) int64: the number of tokens up to each document's end, as a view of the files.
+
+    It is indexed by an int or a step-less slice, and has a length; ``np.asarray`` copies it.
+    """
+
+    def __init__(self, offsets: list[np.ndarray]) -> None:
+        self.offsets = offsets
+        """For each record batch: where its documents start, and where the last one ends."""
+        self.batch_documents = [0]
+        """Documents before each record batch, and in all."""
+        self.batch_tokens = [0]
+        """Tokens before each record batch, and in all."""
+        for batch in offsets:
+            self.batch_documents.append(self.batch_documents[-1] + len(batch) - 1)
+            self.batch_tokens.append(self.batch_tokens[-1] + int(batch[-1]) - int(batch[0]))
+
+    def __len__(self) -> int:
+        return self.batch_documents[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> np.int64: ...
+    @overload
+    def __getitem__(self, index: slice) -> np.ndarray: ...
+    def __getitem__(self, index: int | slice) -> np.int64 | np.ndarray:
+        if not isinstance(index, slice):
+            index = range(len(self))[index]  # negative ones too, and the right error
+            b = bisect_right(self.batch_documents, index) - 1
+            batch = self.offsets[b]
+            place = index - self.batch_documents[b] + 1
+            return np.int64(int(batch[place]) - int(batch[0]) + self.batch_tokens[b])
+        start, stop, _ = index.indices(len(self))
+        parts = [np.empty(0, dtype=np.int64)]
+        b = bisect_right(self.batch_documents, start) - 1
+        while start < stop:
+            batch, before = self.offsets[b], self.batch_documents[b]
+            b += 1
+            last = min(stop, self.batch_documents[b])
+            part = batch[start - before + 1 : last - before + 1].astype(np.int64)
+            parts.append(part + (self.batch_tokens[b - 1] - int(batch[0])))
+            start = last
+        return np.concatenate(parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or np.int64, copy=False)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of the store at ``path``, or None if there is no store.
+
+    Raises:
+        UserError: it is damaged or of another format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        intact = manifest.pop("sha256") == manifest_hash(manifest)
+    except (ValueError, KeyError, AttributeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{file}: damaged; prepare the token store anew")
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{file}: a token store of format {manifest['format']}, where this version reads "
+            f"{FORMAT}; prepare it anew"
+        )
+    return dict(manifest)
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """The sha256 that a manifest carries of itself."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
