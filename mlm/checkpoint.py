@@ -106,8 +106,7 @@ def save_folder(
     native = native_class(config, head, pooling)
     if labels is None and "head.classifier.bias" in tensors:
         labels = [f"LABEL_{index}" for index in range(len(tensors["head.classifier.bias"]))]
-    count = None if labels is None else len(labels)
-    _check_tensors(tensors, _expected(config, head, count, native.name is not None), directory)
+    _check_tensors(tensors, _expected(config, head, labels, native.name is not None), directory)
     _check_vocabulary(tokenizer, config, directory)
     values: dict[str, Any]
     if native.name is not None:
@@ -156,6 +155,7 @@ def read_folder(directory: str | Path) -> ModelFolder:
             family = look_up(FAMILIES, str(values.get("model_type")), "model_type")
             config, head, labels, pooling = read_config(values, family)
             info = info | ({"pooling": pooling} if pooling else {})
+        expected = _expected(config, head, labels, family is not None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     special = special_ids(tokenizer)
@@ -170,8 +170,6 @@ def read_folder(directory: str | Path) -> ModelFolder:
     tensors, metadata = _read_tensors(weights)
     if metadata.get(_TOKENIZER, tokenizer_hash(tokenizer)) != tokenizer_hash(tokenizer):
         raise UserError(f"{directory}/tokenizer.json: is not the tokenizer of this model")
-    count = None if labels is None else len(labels)
-    expected = _expected(config, head, count, family is not None)
     if family is None:
         _check_tensors(tensors, expected, weights)
     else:
@@ -278,7 +276,7 @@ def _read_tensors(path: Path) -> tuple[State, dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error})") from None
     if _SHA256 in metadata and metadata[_SHA256] != _digest(tensors):
-        raise UserError(f"{path}: damaged, its content does not match its checksum; copy it again")
+        raise UserError(f"{path}: damaged, it does not match its checksum; copy it again")
     return tensors, metadata
 
 
@@ -292,7 +290,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _expected(config: EncoderConfig, head: str, labels: int | None, native: bool) -> State:
+def _expected(
+    config: EncoderConfig, head: str, labels: Sequence[str] | None, native: bool
+) -> State:
     """Tensors of the right names and shapes, without memory (on the `meta` device).
 
     A head that is not native is a task's own business: only the encoder is expected then.
@@ -302,14 +302,14 @@ def _expected(config: EncoderConfig, head: str, labels: int | None, native: bool
             return dict(MaskedLanguageModel(config).state_dict())
         tensors = {f"encoder.{name}": t for name, t in Encoder(config).state_dict().items()}
         if native:
-            width = config.hidden_size
+            width, count = config.hidden_size, len(labels or ())
             shapes = {
                 "head.dense.weight": (width, width),
                 "head.dense.bias": (width,),
                 "head.norm.weight": (width,),
                 "head.norm.bias": (width,),
-                "head.classifier.weight": (labels or 0, width),
-                "head.classifier.bias": (labels or 0,),
+                "head.classifier.weight": (count, width),
+                "head.classifier.bias": (count,),
             }
             modules = nearest_family(config).heads[head].modules
             for name, shape in shapes.items():

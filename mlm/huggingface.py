@@ -310,7 +310,7 @@ def drop_repeated(native: Mapping[str, Tensor], family: Family, head: str) -> St
         other = family.tied.get(name, "")
         if other in native:
             if not torch.equal(tensor, native[other]):
-                raise UserError(f"tensor {name} differs from {other}; only tied ones are supported")
+                raise UserError(f"the tensor {name} differs from {other}; only tied ones are known")
         elif _split(name)[0] in read or not name.startswith(family.unused):
             kept[name] = tensor
     return kept

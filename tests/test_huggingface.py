@@ -16,6 +16,7 @@ from mlm.huggingface_config import read_config, write_config
 from mlm.model.config import FAMILIES as PRESETS
 from mlm.model.config import SIZES, preset
 from mlm.model.encoder import Encoder
+from mlm.model.feed_forward import ACTIVATIONS as OURS
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -279,8 +280,6 @@ def test_a_bare_config_means_their_defaults():
 
 def test_their_activations_are_ours():
     x = torch.linspace(-4, 4, 101)
-    from mlm.model.feed_forward import ACTIVATIONS as OURS
-
     assert ACTIVATIONS.keys() == OURS.keys()
     for ours, names in ACTIVATIONS.items():
         for name in names:
