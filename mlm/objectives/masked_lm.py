@@ -19,11 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlm.batch import Batch, ragged
-from mlm.data.masking import mask_candidates
+from mlm.data.masking import IGNORE_INDEX, mask_candidates
 from mlm.model.heads import MaskedLanguageModel
-
-# The label of a position that counts for nothing, as `cross_entropy` has it.
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -120,11 +117,11 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
 
 
 class Score(NamedTuple):
-    """Sums over a batch's masked positions; divide by `count` when all batches are in."""
+    """Sums over a batch's masked positions; divide by `targets` when all batches are in."""
 
     loss: Tensor
     """() float32: the sum of the cross-entropies, in nats."""
-    count: Tensor
+    targets: Tensor
     """() int64: how many positions were masked."""
     correct: Tensor
     """() int64: how many the model's first guess gets right."""

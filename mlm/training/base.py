@@ -19,11 +19,11 @@ from mlm.training.schedules import learning_rate_factor
 
 
 class Sums(NamedTuple):
-    """What one micro-batch adds to its step; divide by `count` when all of them are in."""
+    """What one micro-batch adds to its step; divide by `targets` when all of them are in."""
 
     loss: Tensor
     """() : the sum of the losses of all targets, with its graph."""
-    count: Tensor
+    targets: Tensor
     """() : how many targets there were."""
     correct: Tensor
     """() : how many of them the model's first guess gets right."""

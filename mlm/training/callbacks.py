@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,6 +45,8 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Take over from Lightning's handlers, which talk to other ranks inside the signal."""
+
+        assert isinstance(module, SumLossModule)
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.received = number
@@ -101,14 +102,15 @@ class Checkpoints(Callback):
 
 
 class StepMetrics(Callback):
-    """Logs what a step had: loss, rates, tokens per second, MFU, time spent waiting for data.
+    """Logs, every ``every_n_steps`` steps, what a step had: loss, rates, tokens per second, MFU, time spent waiting for data.
 
-    ``flops`` gives the floating-point operations of training on so many tokens, ``peak`` what the
-    hardware does in a second.
+    ``token_flops`` are the floating-point operations of training on a token, ``peak`` what one
+    device does in a second.
     """
 
-    def __init__(self, flops: Callable[[int], float], peak: float) -> None:
-        self.flops, self.peak = flops, peak
+    def __init__(self, every_n_steps: int, token_flops: float, peak: float) -> None:
+        self.every_n_steps = every_n_steps
+        self.token_flops, self.peak = token_flops, peak
         self.tokens_per_second = 0.0
         self._seconds = self._waited = 0.0
         self._tokens = self._step = 0
@@ -134,10 +136,10 @@ class StepMetrics(Callback):
         self._resume_clock()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Log, every `log_every_n_steps` finished steps."""
+        """Log, every so many finished steps."""
         assert isinstance(module, SumLossModule)
         step = module.spent.steps
-        due = step == 1 or trainer.should_stop or step % trainer.log_every_n_steps == 0
+        due = step == 1 or trainer.should_stop or step % self.every_n_steps == 0
         if step == self._step or not due:
             return
         self._step = step
@@ -146,10 +148,11 @@ class StepMetrics(Callback):
         waited = loader.waited if isinstance(loader, TimedLoader) else 0.0
         tokens = module.spent.tokens - self._tokens
         self.tokens_per_second = tokens / self._seconds
+        arithmetic = self.token_flops * tokens / self._seconds
         metrics = {
             **module.step_metrics,
             "tokens_per_second": self.tokens_per_second,
-            "mfu": self.flops(tokens) / self._seconds / self.peak / trainer.world_size,
+            "mfu": arithmetic / (self.peak * trainer.world_size),
             "data_wait": (waited - self._waited) / self._seconds,
             "seconds": module.spent.seconds,
         }

@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
@@ -20,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mlm.batch import Batch
 from mlm.data.keys import mix
 from mlm.data.order import stream_row
-from mlm.data.packing import num_rows, row_spans
-from mlm.data.store import TokenSplit, TokenStore
+from mlm.data.packing import Ends, num_rows, row_spans
+from mlm.data.store import TokenStore
+from mlm.data.tokenizer import load_tokenizer, special_ids
 from mlm.errors import UserError
 from mlm.objectives.masked_lm import Vocabulary, collate
 
@@ -81,7 +81,7 @@ class Share:
         if batch_size % parts:
             raise UserError(
                 f"data.batch_size: {batch_size} rows cannot be divided over {self.world_size} "
-                f"devices × {self.accumulation} accumulated batches; choose a multiple of {parts}"
+                f"devices and {self.accumulation} accumulated batches; choose a multiple of {parts}"
             )
         return batch_size // parts
 
@@ -93,15 +93,33 @@ class Share:
         return range(first, first + size)
 
 
+class Split(Protocol):
+    """Documents as token ids: a split of a token store, or anything that acts like one."""
+
+    @property
+    def ends(self) -> Ends:
+        """Tokens up to the end of each document."""
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """The ids from ``start`` up to ``stop``, counted over the whole split."""
+
+
 def vocabulary_of(store: TokenStore) -> Vocabulary:
     """What masking must know of ``store``'s tokenizer."""
-    special = store.special_ids
+    special = special_ids(load_tokenizer(store.tokenizer_dir))
     return Vocabulary(store.vocab_size, special.cls, special.sep, special.mask, special.ids)
 
 
-def read_row(split: TokenSplit, row: int, length: int) -> list[np.ndarray]:
+def read_row(split: Split, row: int, length: int) -> list[np.ndarray]:
     """The ordinary ids of each sequence of ``row``."""
     return [split.tokens(start, stop) for start, stop in row_spans(split.ends, row, length)]
+
+
+def row_lengths(split: Split, length: int, rows: int = 1000) -> np.ndarray:
+    """(N,) tokens in each sequence of the first ``rows`` rows, [CLS] and [SEP] included."""
+    sample = range(min(rows, num_rows(split.ends, length)))
+    spans = [span for row in sample for span in row_spans(split.ends, row, length)]
+    return np.array([stop - start + 2 for start, stop in spans])
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -134,7 +152,7 @@ class TrainingBatches(Dataset[Batch]):
 class ValidationBatches(Dataset[Batch]):
     """The validation split in order, masked the same way for ever."""
 
-    def __init__(self, split: TokenSplit, vocabulary: Vocabulary, length: int, size: int) -> None:
+    def __init__(self, split: Split, vocabulary: Vocabulary, length: int, size: int) -> None:
         self.split, self.vocabulary = split, vocabulary
         self.length, self.size = length, size
         self.rows = num_rows(split.ends, length)
@@ -193,10 +211,15 @@ class PretrainingDataModule(LightningDataModule):
     """The loaders of one process of a run."""
 
     def __init__(
-        self, store: Path, options: DataOptions, seed: int, accumulation: int, still: bool = False
+        self,
+        store: TokenStore,
+        options: DataOptions,
+        seed: int,
+        accumulation: int,
+        still: bool = False,
     ) -> None:
         super().__init__()
-        self.store = TokenStore.open(store)
+        self.store = store
         self.options, self.seed, self.still = options, seed, still
         self.accumulation = accumulation
 

@@ -69,9 +69,9 @@ class PretrainingModule(SumLossModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy at the fixed rate with the fixed masks."""
         result = masked_lm.score(self.model, masked_lm.at_rate(batch, VALIDATION_RATE))
-        count = result.count.clamp(min=1)
-        self.validation_loss.update(result.loss / count, weight=result.count)
-        self.validation_accuracy.update(result.correct / count, weight=result.count)
+        count = result.targets.clamp(min=1)
+        self.validation_loss.update(result.loss / count, weight=result.targets)
+        self.validation_accuracy.update(result.correct / count, weight=result.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks."""

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pytorch_lightning import LightningModule, ProgressBar, Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -30,9 +31,10 @@ def duration(seconds: float) -> str:
 class BudgetProgress(ProgressBar):
     """Loss, tokens per second and time left, on standard error."""
 
-    def __init__(self, tokens_per_second: Callable[[], float]) -> None:
+    def __init__(self, every_n_steps: int, tokens_per_second: Callable[[], float]) -> None:
         super().__init__()
         self._enabled = True
+        self._every_n_steps = every_n_steps
         self._tokens_per_second = tokens_per_second
         self._bar: Progress | None = None
         self._logged = 0
@@ -57,7 +59,7 @@ class BudgetProgress(ProgressBar):
         steps = module.spent.steps
         if not self._enabled or steps == self._logged:
             return
-        due = steps == 1 or trainer.should_stop or steps % trainer.log_every_n_steps == 0
+        due = steps == 1 or trainer.should_stop or steps % self._every_n_steps == 0
         if self._bar is not None:
             text = self._describe(module)
             self._bar.update(self._task, completed=module.progress, description=text)

@@ -1,0 +1,86 @@
+"""``mlm pretrain``: masked-language-model pretraining on a token store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from mlm.arguments import CommandParser, add_model_path, settings
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What is kept of a run."""
+
+    every_n_steps: int | None = 1000
+    """Save every so many steps; null saves at the end only."""
+    keep: int = 3
+    """How many checkpoints stay; older ones are removed."""
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """The options of ``mlm pretrain``."""
+    from mlm.training.datamodule import DataOptions
+    from mlm.training.logging import LoggingOptions
+    from mlm.training.optimizers import OptimizerOptions
+    from mlm.training.trainer import LIMITS
+    from mlm.training.trainer_arguments import add_trainer_arguments
+
+    add = parser.add_argument
+    add("--store", type=str, required=True, metavar="STORE", help="what `mlm prepare` wrote")
+    add("--run_dir", type=str, required=True, metavar="DIR", help="a new folder for this run")
+    add(
+        "--resume",
+        type=str,
+        default="never",
+        metavar="auto|never|DIR",
+        help="auto goes on from the newest checkpoint of run_dir; or the folder of one",
+    )
+    add(
+        "--budget",
+        type=str | None,
+        default=None,
+        metavar="30min|2e9tokens|2000steps",
+        help="how long the run is; the schedules follow it",
+    )
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--compile", type=bool, default=False, help="compile the model with torch.compile")
+    parser.add_class_arguments(DataOptions, "data")
+    add_model_path(parser, "go on training the encoder of this model folder", required=False)
+    _add_encoder_arguments(parser)
+    parser.add_class_arguments(OptimizerOptions, "optimizer")
+    add_trainer_arguments(
+        parser,
+        {"gradient_clip_val": 1.0, "val_check_interval": 500, "log_every_n_steps": 20},
+    )
+    parser.add_class_arguments(CheckpointOptions, "checkpoint")
+    parser.add_class_arguments(LoggingOptions, "logging")
+    parser.add_limits(*LIMITS)
+
+
+def _add_encoder_arguments(parser: CommandParser) -> None:
+    """A preset by family and size, and every field of the encoder on top of it."""
+    from docstring_parser import parse_from_object
+
+    from mlm.model.config import FAMILIES, SIZES, EncoderConfig
+
+    parser.add_argument("--model.family", default="modern", help=" or ".join(FAMILIES), type=str)
+    parser.add_argument("--model.size", default="base", help=", ".join(SIZES), type=str)
+    hints = get_type_hints(EncoderConfig)
+    help_texts = {p.arg_name: p.description for p in parse_from_object(EncoderConfig).params}
+    for field in fields(EncoderConfig):
+        if field.name == "vocab_size" or field.name.endswith("_token_id"):
+            continue  # the store's tokenizer says
+        parser.add_argument(
+            f"--model.{field.name}",
+            type=hints[field.name] | None,
+            default=None,
+            help=f"{help_texts[field.name]} By default as the preset has it.",
+        )
+
+
+def run(args: Any) -> None:
+    """Train, and leave a model folder at ``run_dir/model``."""
+    from mlm.training.pretraining import pretrain
+
+    pretrain(settings(args))

@@ -1,0 +1,53 @@
+"""How well a pretrained encoder fills in masks: figures that can be compared between runs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mlm.model.heads import MaskedLanguageModel
+from mlm.objectives import masked_lm
+from mlm.training.datamodule import VALIDATION_RATE, Split, ValidationBatches
+
+
+@torch.inference_mode()
+def evaluate_masked_lm(
+    model: MaskedLanguageModel,
+    split: Split,
+    vocabulary: masked_lm.Vocabulary,
+    characters: int,
+    sequence_length: int = 128,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Loss at the fixed rate with the fixed masks, as in validation, in the model's precision.
+
+    Args:
+        model: in eval mode.
+        split: documents as token ids.
+        vocabulary: what masking must know of the tokenizer.
+        characters: how many characters of text the split's tokens stand for.
+        sequence_length: tokens in a row.
+        batch_size: rows at once.
+
+    Returns:
+        `loss` in nats a masked token, `perplexity`, `accuracy`, and `bits_per_character`: the loss
+        of a token spread over its characters, which does not depend on the tokenizer.
+    """
+    device = next(model.parameters()).device
+    loss = count = correct = 0.0
+    batches = ValidationBatches(split, vocabulary, sequence_length, batch_size)
+    for index in range(len(batches)):
+        batch = masked_lm.at_rate(batches[index].to(device), VALIDATION_RATE)
+        result = masked_lm.score(model, batch)
+        loss += float(result.loss)
+        count += int(result.targets)
+        correct += int(result.correct)
+    mean = loss / max(count, 1)
+    tokens = int(split.ends[len(split.ends) - 1])
+    return {
+        "loss": mean,
+        "perplexity": math.exp(mean),
+        "accuracy": correct / max(count, 1),
+        "bits_per_character": mean / math.log(2) * tokens / characters,
+    }

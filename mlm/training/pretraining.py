@@ -1,0 +1,254 @@
+"""A pretraining run, from its settings to a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from mlm.checkpoint import build_masked_lm, read_folder, save_folder
+from mlm.data.packing import num_rows
+from mlm.data.store import TokenStore
+from mlm.data.tokenizer import load_tokenizer, special_ids
+from mlm.errors import UserError
+from mlm.huggingface import native_class
+from mlm.memory import keep_freed_memory
+from mlm.model.attention import choose_backend
+from mlm.model.config import EncoderConfig, preset
+from mlm.model.heads import MaskedLanguageModel
+from mlm.objectives import masked_lm
+from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
+from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
+from mlm.training.datamodule import (
+    VALIDATION_RATE,
+    DataOptions,
+    PretrainingDataModule,
+    ValidationBatches,
+    row_lengths,
+    vocabulary_of,
+)
+from mlm.training.flops import flops_per_token, peak_flops
+from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
+from mlm.training.module import PretrainingModule
+from mlm.training.optimizers import OptimizerOptions
+from mlm.training.precision import resolve_device, resolve_precision
+from mlm.training.progress import BudgetProgress
+from mlm.training.run_directory import choose_checkpoint, write_config
+from mlm.training.trainer import build_trainer, choose_budget
+
+
+def pretrain(settings: dict[str, Any]) -> dict[str, float]:
+    """Pretrain as ``settings`` say and leave a model folder at ``run_dir/model``.
+
+    Args:
+        settings: the options of ``mlm pretrain``, nested by group.
+
+    Returns:
+        The metrics of the last validation.
+
+    Raises:
+        UserError: settings that cannot be run.
+        SystemExit: 143; a signal ended the run early, and its state is saved.
+    """
+    keep_freed_memory()
+    run_dir = Path(settings["run_dir"])
+    data = DataOptions(**settings["data"])
+    optimizer = OptimizerOptions(**settings["optimizer"])
+    trainer_settings = dict(settings["trainer"])
+    device = resolve_device(trainer_settings["accelerator"])
+    precision = resolve_precision(trainer_settings["precision"], device)
+    trainer_settings["precision"] = precision
+    seed, still = settings["seed"], settings["compile"]
+
+    store = TokenStore.open(settings["store"])
+    rows = num_rows(store.split("train").ends, data.sequence_length)
+    budget = choose_budget(settings["budget"], trainer_settings, rows / data.batch_size)
+    if budget is None:
+        raise UserError("say how long the run is: --budget 30min, 2e9tokens or 2000steps")
+    checkpoint = choose_checkpoint(run_dir, settings["resume"])
+
+    torch.manual_seed(seed)
+    model = _build_model(settings["model"], store, data)
+    resolved = {
+        **settings,
+        "model": {"path": settings["model"]["path"], **_describe(settings["model"], model.config)},
+        "trainer": trainer_settings,
+    }
+    for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
+        resolved["model"].pop(name)  # the store's tokenizer says
+    write_config(run_dir, resolved)
+    _say_what_runs(model.config, device, precision, data)
+    if still:
+        model.compile()
+
+    module = PretrainingModule(model, data, optimizer, budget, seed, still)
+    accumulation = trainer_settings["accumulate_grad_batches"]
+    datamodule = PretrainingDataModule(store, data, seed, accumulation, still)
+    lengths = row_lengths(store.split("train"), data.sequence_length)
+    mean_rate = (data.mlm_probability + data.mlm_probability_end) / 2
+    token_flops = flops_per_token(model.config, lengths, mean_rate)
+    every_n_steps = trainer_settings["log_every_n_steps"]
+    metrics = StepMetrics(every_n_steps, token_flops, peak_flops(device, precision))
+    signals = StopOnSignal()
+    save = _ModelSaver(model.config, store.tokenizer_dir, module)
+    loggers = build_loggers(
+        LoggingOptions(**settings["logging"]), run_dir, resolved, _step_of(checkpoint)
+    )
+    trainer = build_trainer(
+        trainer_settings,
+        optimizer,
+        [
+            EndOfBudget(),
+            metrics,
+            signals,
+            BudgetProgress(every_n_steps, lambda: metrics.tokens_per_second),
+            Checkpoints(run_dir / "checkpoints", **settings["checkpoint"]),
+        ],
+        loggers,
+        FolderCheckpointIO(save),
+    )
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        save(run_dir / "model", without_prefix(module.state_dict()))
+        _log_guesses(module, datamodule, loggers)
+    close_loggers(loggers)
+    if module.stop_agreed:
+        say(f"stopped after step {module.spent.steps}; go on with --resume auto")
+        raise SystemExit(143)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _build_model(
+    options: dict[str, Any], store: TokenStore, data: DataOptions
+) -> MaskedLanguageModel:
+    """A fresh model for the store's tokenizer, or the one that is to be trained on."""
+    tokenizer = load_tokenizer(store.tokenizer_dir)
+    special = special_ids(tokenizer)
+    changes = {
+        name: value
+        for name, value in options.items()
+        if value is not None and name not in ("path", "family", "size")
+    }
+    if options["path"] is not None:
+        folder = read_folder(options["path"])
+        store.check_tokenizer(folder.tokenizer, options["path"])
+        model = build_masked_lm(folder)
+        asked = folder.config.replace(**changes)
+        if asked != folder.config:
+            fresh = MaskedLanguageModel(asked)
+            try:
+                fresh.load_state_dict(model.state_dict())
+            except RuntimeError:
+                raise UserError(
+                    f"model: {', '.join(changes)} cannot be changed in {options['path']}; its "
+                    "weights would not fit"
+                ) from None
+            model = fresh
+    else:
+        model = MaskedLanguageModel(
+            preset(
+                options["family"],
+                options["size"],
+                vocab_size=store.vocab_size,
+                pad_token_id=special.pad,
+                cls_token_id=special.cls,
+                sep_token_id=special.sep,
+                mask_token_id=special.mask,
+                **changes,
+            )
+        )
+    longest = model.config.max_position_embeddings
+    if data.sequence_length > longest:
+        raise UserError(
+            f"data.sequence_length: {data.sequence_length} is beyond the model's {longest} "
+            "positions; shorten it or raise --model.max_position_embeddings"
+        )
+    return model.train()
+
+
+def _describe(options: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
+    """Every field in force, beside the preset's name."""
+    return {"family": options["family"], "size": options["size"], **config.to_dict()}
+
+
+@rank_zero_only
+def _say_what_runs(config: EncoderConfig, device: str, precision: str, data: DataOptions) -> None:
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    path = choose_backend(device, dtype, config.attention_dropout, data.sequence_length)
+    native = native_class(config, "masked_lm")
+    fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
+    say(f"{device}, {precision}, attention by {path}; the model {fits}")
+
+
+def _step_of(checkpoint: Path | None) -> int | None:
+    return None if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+
+
+class _ModelSaver:
+    """Writes the weights of the present step as a model folder."""
+
+    def __init__(self, config: EncoderConfig, tokenizer: Path, module: PretrainingModule) -> None:
+        self.config, self.module = config, module
+        self.tokenizer = load_tokenizer(tokenizer)
+
+    def __call__(self, directory: Path, weights: dict[str, Tensor]) -> None:
+        spent, metrics = self.module.spent, self.module.trainer.callback_metrics
+        found = "".join(f"- {name}: {float(value):.4f}\n" for name, value in metrics.items())
+        card = (
+            f"A masked language model after {spent.steps:,} steps and {spent.tokens:,} tokens.\n\n"
+            + (f"Last validation (15 % of the tokens masked):\n\n{found}" if found else "")
+        )
+        info = {"steps": spent.steps, "tokens": spent.tokens}
+        save_folder(
+            directory,
+            config=self.config,
+            head="masked_lm",
+            state=weights,
+            tokenizer=self.tokenizer,
+            info=info,
+            card=card,
+        )
+
+
+def _log_guesses(
+    module: PretrainingModule, datamodule: PretrainingDataModule, loggers: list[Any]
+) -> None:
+    """A table of what the model now guesses at the first masks of the validation split."""
+    rows = guesses(module.model, datamodule, 20)
+    log_table(
+        loggers, "val/guesses", ["context", "token", "guess", "score"], rows, module.spent.steps
+    )
+
+
+@torch.inference_mode()
+def guesses(
+    model: MaskedLanguageModel, datamodule: PretrainingDataModule, number: int
+) -> list[tuple[str, str, str, float]]:
+    """(words around a mask, what stood there, the first guess, its probability)."""
+    store = datamodule.store
+    tokenizer = load_tokenizer(store.tokenizer_dir)
+    batches = ValidationBatches(
+        store.split("validation"), vocabulary_of(store), datamodule.options.sequence_length, 1
+    )
+    device = next(model.parameters()).device
+    batch = masked_lm.at_rate(batches[0], VALIDATION_RATE).to(device)
+    model.eval()
+    scores, found = model(batch).float().softmax(-1).max(-1)
+    assert batch.masked_positions is not None
+    assert batch.labels is not None
+    rows = []
+    for position, label, guess, value in zip(
+        batch.masked_positions.tolist(),
+        batch.labels.tolist(),
+        found.tolist(),
+        scores.tolist(),
+        strict=True,
+    ):
+        around = batch.input_ids[max(0, position - 12) : position + 12].tolist()
+        context = tokenizer.decode(around, skip_special_tokens=False)
+        name = tokenizer.id_to_token
+        rows.append((context, str(name(label)), str(name(guess)), value))
+    return rows[:number]

@@ -1,0 +1,59 @@
+"""The folder of a run: what it may hold before, and what is written first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from mlm.config_files import to_yaml
+from mlm.errors import UserError
+from mlm.files import atomic_file
+from mlm.training.checkpoint_io import latest_checkpoint
+
+
+def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
+    """The checkpoint that a run starts from; None for a fresh start.
+
+    Args:
+        run_dir: the run's folder.
+        resume: `never` wants an empty folder, `auto` takes its newest whole checkpoint if there is
+            one, anything else is the path of a checkpoint.
+
+    Raises:
+        UserError: the folder holds something and nobody said to resume, or there is no such
+            checkpoint.
+    """
+    if resume == "auto":
+        found = latest_checkpoint(run_dir / "checkpoints")
+        if found is None and is_rank_zero():
+            print(f"mlm: no checkpoint in {run_dir} yet, starting afresh", file=sys.stderr)
+        return found
+    if resume != "never":
+        if not Path(resume).is_dir():
+            raise UserError(f"--resume {resume}: no such checkpoint folder")
+        return Path(resume)
+    # Other ranks start when the first has begun to write.
+    if is_rank_zero() and run_dir.exists():
+        if not run_dir.is_dir():
+            raise UserError(f"{run_dir}: is a file; choose another --run_dir")
+        if any(run_dir.iterdir()):
+            raise UserError(
+                f"{run_dir}: is not empty; choose another --run_dir, or go on with --resume auto"
+            )
+    return None
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes; known before the ranks have met."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@rank_zero_only
+def write_config(run_dir: Path, settings: dict[str, Any]) -> None:
+    """Write every resolved setting to ``run_dir/config.yaml``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run_dir / "config.yaml") as draft:
+        draft.write_text(to_yaml(settings))

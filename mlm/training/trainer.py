@@ -1,0 +1,122 @@
+"""The Lightning Trainer of a run, and the budget that its limits mean."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from mlm.errors import UserError
+from mlm.training.budget import Budget, parse_budget
+from mlm.training.optimizers import OptimizerOptions
+
+# The settings that end a run; each has a value that means "no limit".
+LIMITS = ("budget", "trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
+
+
+def choose_budget(
+    budget: str | None, trainer: dict[str, Any], steps_per_epoch: float
+) -> Budget | None:
+    """The one limit that was given, None where there is none.
+
+    Args:
+        budget: as `parse_budget` reads it.
+        trainer: the trainer's settings, with `max_steps`, `max_epochs` and `max_time`.
+        steps_per_epoch: how many optimizer steps go once through the data.
+
+    Raises:
+        UserError: two limits, or one that is not above 0.
+    """
+    given: dict[str, Budget] = {}
+    if budget is not None:
+        given["budget"] = parse_budget(budget)
+    if (steps := trainer.get("max_steps", -1)) not in (-1, None):
+        given["trainer.max_steps"] = Budget("steps", steps)
+    if (epochs := trainer.get("max_epochs")) not in (-1, None):
+        given["trainer.max_epochs"] = Budget("steps", -(-epochs * steps_per_epoch // 1))
+    if (limit := trainer.get("max_time")) is not None:
+        given["trainer.max_time"] = _clock_budget(str(limit))
+    if len(given) > 1:
+        raise UserError(
+            f"{' and '.join(given)} are both given; keep the one that is to end the run"
+        )
+    for name, value in given.items():
+        if value.amount <= 0:
+            raise UserError(f"{name}: {value} leaves nothing to do; give more than 0")
+    return next(iter(given.values()), None)
+
+
+def _clock_budget(text: str) -> Budget:
+    """Lightning's DD:HH:MM:SS."""
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts):
+        raise UserError(f"trainer.max_time: {text!r} is not of the form DD:HH:MM:SS")
+    days, hours, minutes, seconds = map(int, parts)
+    return Budget("seconds", ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds)
+
+
+def build_trainer(
+    settings: dict[str, Any],
+    optimizer: OptimizerOptions,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    checkpoint_io: CheckpointIO,
+) -> Trainer:
+    """Lightning's Trainer with the parts that a run owns filled in.
+
+    Args:
+        settings: everything under `trainer`, with `precision` resolved. An integer
+            `val_check_interval` counts optimizer steps.
+        optimizer: checked against the strategy.
+        callbacks: of the run.
+        loggers: of the run.
+        checkpoint_io: writes and reads checkpoints.
+
+    Raises:
+        UserError: settings that contradict each other, or that Lightning refuses.
+    """
+    settings = dict(settings)
+    _check_fsdp(settings, optimizer)
+    accumulation = settings["accumulate_grad_batches"]
+    if isinstance(settings["val_check_interval"], int):
+        settings["val_check_interval"] *= accumulation
+    # The budget ends the run (see EndOfBudget), so that the last step is validated too.
+    settings |= {"max_steps": -1, "max_epochs": -1, "max_time": None}
+    # Lightning announces devices and advises on loaders at every start; a run says what matters.
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore", module=r"pytorch_lightning\..*|lightning.*|torch\.utils\.data"
+    )
+    try:
+        return Trainer(
+            **settings,
+            callbacks=list(callbacks),
+            logger=list(loggers),
+            plugins=[checkpoint_io],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _check_fsdp(settings: dict[str, Any], optimizer: OptimizerOptions) -> None:
+    if "fsdp" not in str(settings["strategy"]):
+        return
+    if optimizer.name == "muon":
+        raise UserError(
+            "trainer.strategy: fsdp cuts matrices into shards, and Muon needs them whole; choose "
+            "--optimizer.name adamw or --trainer.strategy ddp"
+        )
+    if settings["gradient_clip_val"]:
+        raise UserError(
+            "trainer.gradient_clip_val: fsdp cannot clip by norm; set it to null or choose "
+            "--trainer.strategy ddp"
+        )

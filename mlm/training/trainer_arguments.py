@@ -1,0 +1,47 @@
+"""Lightning's own Trainer options, as ``--trainer.…``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+# What a run decides itself: its folder, logs, checkpoints and callbacks, and, because rows come in
+# an order of our own that is already split among the ranks, how data is loaded.
+OWNED = {
+    "barebones",
+    "callbacks",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "logger",
+    "model_registry",
+    "plugins",
+    "precision",
+    "reload_dataloaders_every_n_epochs",
+    "use_distributed_sampler",
+}
+
+
+def add_trainer_arguments(parser: jsonargparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    """Add ``--trainer.…`` to ``parser``: all of Lightning's options but those that a run owns.
+
+    Args:
+        parser: the command's parser.
+        defaults: values to use instead of Lightning's, by their names there. `precision` is ours:
+            `auto` by default.
+    """
+    # Seconds to import, so not before a command that trains is known.
+    from pytorch_lightning import Trainer
+
+    from mlm.training.precision import PRECISIONS
+
+    parser.add_class_arguments(Trainer, "trainer", skip=set(OWNED))
+    parser.add_argument(
+        "--trainer.precision",
+        type=Literal[tuple(PRECISIONS)],  # type: ignore[misc]
+        default="auto",
+        help="`auto` is bf16 where the processor or GPU has bf16 matrix instructions, else fp32",
+    )
+    parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})

@@ -1,0 +1,94 @@
+"""Every attention path against the formula, gradients included."""
+
+import pytest
+import torch
+
+from mlm.batch import ragged
+from mlm.model.attention import BACKENDS, Layout, attend, choose_backend
+
+CPU_PATHS = [name for name in BACKENDS if name not in ("reference", "varlen")]
+LENGTHS = {
+    "mixed": [1, 9, 30, 2, 17],
+    "equal": [8, 8, 8],
+    "one": [25],
+    "empty_at_end": [7, 3, 0, 0],
+}
+
+
+def layout(lengths: list[int], backend: str) -> Layout:
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    return Layout(ends, max(lengths), backend)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 64])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("backend", CPU_PATHS)
+def test_outputs_and_gradients_equal_the_reference(backend, lengths, window):
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64)
+    upstream = torch.randn(sum(lengths), 2, 8, dtype=torch.float64)
+    results = []
+    for path in (backend, "reference"):
+        x = qkv.clone().requires_grad_()
+        y = attend(x, layout(lengths, path), window)
+        y.backward(upstream)
+        results.append((y.detach(), x.grad))
+    (y, grad), (y_reference, grad_reference) = results
+    torch.testing.assert_close(y, y_reference, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(grad, grad_reference, rtol=1e-10, atol=1e-12)
+
+
+def test_reference_weights_are_distributions_inside_the_window():
+    weights = []
+    lay = layout([5, 12], "reference")
+    lay.weights = weights
+    attend(torch.randn(17, 3, 2, 8), lay, window=2)
+    assert [tuple(w.shape) for w in weights[0]] == [(2, 5, 5), (2, 12, 12)]
+    for w in weights[0]:
+        torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:2]))
+        place = torch.arange(w.shape[-1])
+        assert (w[:, (place[:, None] - place).abs() > 2] == 0).all()
+
+
+@pytest.mark.parametrize("backend", CPU_PATHS)
+def test_dropout_keeps_the_mean(backend):
+    torch.manual_seed(0)
+    qkv = torch.randn(6, 3, 2, 8)
+    lay = layout([6], backend)
+    plain = attend(qkv, lay)
+    mean = torch.stack([attend(qkv, lay, dropout=0.5) for _ in range(4000)]).mean(0)
+    assert (mean - plain).abs().max() < 0.12
+    assert not torch.equal(attend(qkv, lay, dropout=0.5), plain)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "dropout", "length", "path"),
+    [
+        ("cuda", torch.bfloat16, 0.0, 512, "varlen"),
+        ("cuda", torch.bfloat16, 0.1, 512, "sdpa"),
+        ("cuda", torch.float32, 0.0, 512, "sdpa"),
+        ("cpu", torch.bfloat16, 0.0, 512, "matmul"),
+        ("cpu", torch.float32, 0.0, 8192, "sdpa"),
+        ("mps", torch.float32, 0.0, 128, "sdpa"),
+    ],
+)
+def test_the_path_follows_from_device_precision_dropout_and_length(
+    device, dtype, dropout, length, path
+):
+    assert choose_backend(device, dtype, dropout, length) == path
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 4])
+def test_varlen_equals_the_reference_on_cuda(window):
+    torch.manual_seed(0)
+    batch = ragged([[1] * n for n in (1, 9, 300, 2, 170)]).to("cuda")
+    qkv = torch.randn(batch.num_tokens, 3, 2, 64, device="cuda")
+    results = []
+    for path, dtype in (("varlen", torch.bfloat16), ("reference", torch.float32)):
+        x = qkv.to(dtype).requires_grad_()
+        y = attend(x, Layout(batch.cu_seqlens, batch.max_seqlen, path), window)
+        y.float().square().sum().backward()
+        results.append((y.float().detach(), x.grad.float()))
+    for ours, reference in zip(*results, strict=True):
+        assert (ours - reference).abs().max() < 0.02 * reference.abs().max()
