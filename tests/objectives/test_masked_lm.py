@@ -1,0 +1,78 @@
+"""Masks in a batch: against the row-wise function, and in the sums."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mlm.data.masking import mask_tokens
+from mlm.model.config import preset
+from mlm.model.heads import MaskedLanguageModel
+from mlm.objectives.masked_lm import Vocabulary, at_rate, collate, score
+
+VOCABULARY = Vocabulary(size=200, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
+
+
+def rows(count: int = 6) -> list[list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [
+        [rng.integers(5, 200, n).astype(np.uint16) for n in rng.integers(1, 40, rng.integers(1, 4))]
+        for _ in range(count)
+    ]
+
+
+def framed(row: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.concatenate(([2], ids, [3])) for ids in row])
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.15, 0.22, 0.3])
+def test_a_batch_is_masked_as_its_rows_are_alone(rate):
+    data = rows()
+    keys = list(range(100, 106))
+    batch = at_rate(collate(data, keys, VOCABULARY, 0.3), rate)
+    ids, labels = [], []
+    for row, key in zip(data, keys, strict=True):
+        masked, label = mask_tokens(framed(row), VOCABULARY.special, key, rate, 200, 4)
+        ids.append(masked)
+        labels.append(label)
+    assert batch.input_ids.tolist() == np.concatenate(ids).tolist()
+    expected = np.concatenate(labels)
+    assert batch.masked_positions.tolist() == np.flatnonzero(expected != -100).tolist()
+    assert batch.labels.tolist() == expected[expected != -100].tolist()
+
+
+def test_sequences_and_boundaries():
+    data = rows()
+    batch = collate(data, range(6), VOCABULARY, 0.3)
+    assert batch.num_sequences == sum(map(len, data))
+    starts = batch.cu_seqlens[:-1].long()
+    assert (batch.input_ids[starts] == 2).all()
+    assert (batch.input_ids[batch.cu_seqlens[1:].long() - 1] == 3).all()
+    assert (batch.position_ids[starts] == 0).all()
+
+
+def test_still_shapes_change_no_figure():
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(preset("modern", "tiny", vocab_size=200)).double()
+    data = rows()
+    loose = at_rate(collate(data, range(6), VOCABULARY, 0.3), 0.2)
+    still = at_rate(collate(data, range(6), VOCABULARY, 0.3, fill_to=1000), 0.2, capacity=300)
+    assert still.input_ids.numel() == 1000
+    assert still.masked_positions.numel() == 300
+    a, b = score(model, loose), score(model, still)
+    torch.testing.assert_close(a.loss, b.loss)
+    assert a.targets == b.targets
+    assert a.correct == b.correct
+
+
+def test_score_is_a_sum():
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(preset("modern", "tiny", vocab_size=200))
+    batch = at_rate(collate(rows(), range(6), VOCABULARY, 0.3), 0.3)
+    result = score(model, batch)
+    logits = model(replace(batch, masked_positions=None))[batch.masked_positions]
+    mean = F.cross_entropy(logits, batch.labels)
+    torch.testing.assert_close(result.loss / result.targets, mean)
+    assert result.correct == (logits.argmax(-1) == batch.labels).sum()

@@ -1,0 +1,151 @@
+"""Groups, Muon against its formula, AdamW against torch's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mlm.errors import UserError
+from mlm.model.config import preset
+from mlm.model.heads import MaskedLanguageModel
+from mlm.training.optimizers import (
+    Muon,
+    OptimizerOptions,
+    build_optimizer,
+    orthogonalize,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+def model() -> MaskedLanguageModel:
+    torch.manual_seed(0)
+    return MaskedLanguageModel(preset("bert", "tiny", vocab_size=50))
+
+
+def names_by_kind(groups, module):
+    name_of = {id(p): n for n, p in module.named_parameters()}
+    return {
+        (g["kind"], g["weight_decay"] > 0, g["split"]): {name_of[id(p)] for p in g["params"]}
+        for g in groups
+    }
+
+
+def test_groups_cover_every_parameter_once():
+    module = model()
+    for matrices in ("adamw", "muon"):
+        groups = parameter_groups(module, 0.1, matrices)
+        ids = [id(p) for g in groups for p in g["params"]]
+        assert sorted(ids) == sorted(id(p) for p in module.parameters())
+
+
+def test_norms_and_biases_do_not_decay_and_embeddings_stay_with_adamw():
+    module = model()
+    found = names_by_kind(parameter_groups(module, 0.1, "muon"), module)
+    assert all(n.endswith("bias") or "norm" in n for n in found[("adamw", False, 1)])
+    assert found[("adamw", True, 1)] == {
+        f"encoder.embeddings.{n}.weight" for n in ("word", "position", "token_type")
+    }
+    assert "head.dense.weight" in found[("muon", True, 1)]
+    assert found[("muon", True, 3)] == {f"encoder.layers.{i}.mixer.qkv.weight" for i in range(2)}
+
+
+def test_orthogonalize_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 64, 64), (2, 32, 96), (2, 96, 32)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        # A square random matrix has a few values near 0, which five steps do not lift all the way.
+        assert values.quantile(0.05) > 0.4
+        assert values.max() < 1.3
+
+
+def test_a_muon_step_follows_the_formula():
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 32, bias=False)
+    before = linear.weight.detach().clone()
+    groups = [{"params": [linear.weight], "weight_decay": 0.1, "kind": "muon", "split": 1}]
+    optimizer = Muon(groups, lr=0.01, momentum=0.9)
+    gradients = [torch.randn(32, 16) for _ in range(3)]
+    expected, buffer = before.clone(), torch.zeros(32, 16)
+    for gradient in gradients:
+        linear.weight.grad = gradient.clone()
+        optimizer.step()
+        buffer = 0.9 * buffer + 0.1 * gradient
+        update = orthogonalize((0.9 * buffer + 0.1 * gradient)[None])[0]
+        expected = expected * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 32**0.5 * update
+    torch.testing.assert_close(linear.weight.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_matrices_are_made_orthogonal_one_by_one():
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.zeros(48, 16))
+    parts = [nn.Parameter(torch.zeros(16, 16)) for _ in range(3)]
+    whole.grad = torch.randn(48, 16)
+    for part, gradient in zip(parts, whole.grad.chunk(3), strict=True):
+        part.grad = gradient.clone()
+    common = {"weight_decay": 0.0, "kind": "muon"}
+    Muon([{"params": [whole], "split": 3, **common}]).step()
+    Muon([{"params": parts, "split": 1, **common}]).step()
+    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]))
+
+
+def test_the_adamw_half_equals_torch():
+    ours, theirs = model(), model()
+    options = OptimizerOptions(name="adamw", lr=1e-3)
+    reference = build_optimizer(theirs, options)
+    groups = parameter_groups(ours, options.weight_decay)
+    optimizer = Muon(groups, options.lr, betas=options.betas, eps=options.eps)
+    for step in range(3):
+        torch.manual_seed(step)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        optimizer.step()
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_state_is_plain_and_continues_exactly(name, tmp_path):
+    options = OptimizerOptions(name=name)
+    first = model()
+    optimizer = build_optimizer(first, options)
+
+    def step(module, opt, seed):
+        torch.manual_seed(seed)
+        for p in module.parameters():
+            p.grad = torch.randn_like(p)
+        opt.step()
+
+    step(first, optimizer, 0)
+    second = copy.deepcopy(first)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    other = build_optimizer(second, options)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    step(first, optimizer, 1)
+    step(second, other, 1)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_learning_rate_reaches_every_group():
+    optimizer = build_optimizer(model(), OptimizerOptions(lr=0.01))
+    set_learning_rate(optimizer, 0.5)
+    set_learning_rate(optimizer, 0.25)
+    assert {g["lr"] for g in optimizer.param_groups} == {0.0025}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"name": "mun"}, "muon"),
+        ({"schedule": "cosin"}, "cosine"),
+        ({"lr": 0.0}, "lr"),
+        ({"warmup": 0.8, "cooldown": 0.5}, "exceed"),
+    ],
+)
+def test_mistakes_are_named(changes, named):
+    with pytest.raises(UserError, match=named):
+        OptimizerOptions(**changes)
