@@ -69,7 +69,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         for name in configs:
             self._from_config |= read_config(find_config(name, self.command), known)
         # An option wins wherever it stands, and with it whatever it replaces goes.
-        for key in typed | (set(self.limits) if typed & set(self.limits) else set()):
+        limited = any(key == k or key.startswith(f"{k}.") for key in typed for k in self.limits)
+        for key in typed.union(self.limits if limited else ()):
             self._from_config.pop(key, None)
         if self._from_config:
             text = to_yaml({key: setting.value for key, setting in self._from_config.items()})
@@ -135,6 +136,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         if not keys:
             return _one_line(message)
         key = keys[-1]
+        if nested := re.search(r"NestedArg\(key='([^']*)'", message):
+            return self._explain_unrecognized(f"--{key}.{nested[1]}")
         hints = [getattr(a, "_typehint", None) for a in self._actions if a.dest == key]
         given = re.search(r"Given value: (.*)", message, re.DOTALL)
         value = given or re.search(r"Got value: (.*)", message, re.DOTALL)

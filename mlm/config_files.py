@@ -166,10 +166,6 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes a text that either YAML 1.1 or 1.2 would read as something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = dict(
-        yaml.SafeDumper.yaml_implicit_resolvers
-    )
-
     def ignore_aliases(self, data: Any) -> bool:
         """A list used twice is written out twice, for people to read."""
         return True

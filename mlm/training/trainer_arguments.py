@@ -40,7 +40,7 @@ def add_trainer_arguments(parser: jsonargparse.ArgumentParser, defaults: dict[st
     parser.add_class_arguments(Trainer, "trainer", skip=set(OWNED))
     parser.add_argument(
         "--trainer.precision",
-        type=Literal[tuple(PRECISIONS)],  # type: ignore[misc]
+        type=Literal[tuple(PRECISIONS)],
         default="auto",
         help="`auto` is bf16 where the processor or GPU has bf16 matrix instructions, else fp32",
     )
