@@ -105,15 +105,21 @@ class CommandParser(jsonargparse.ArgumentParser):
         return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
 
     def _tidy_help(self) -> None:
-        """Hide what jsonargparse offers for whole groups, but for our shorthands."""
-        known = self._known()
+        """A usage line of what is needed; shorthands told; groups and classes as options hidden."""
+        words = [self.prog]
         for action in self._actions:
-            if type(action).__name__ == "_ActionConfigLoad":
-                short = action.dest in SHORTHANDS and f"{action.dest}.path" in known
-                action.metavar = "PATH"
-                action.help = f"short for --{action.dest}.path" if short else argparse.SUPPRESS
-            elif action.dest.endswith(".help"):
+            group, _, name = action.dest.rpartition(".")
+            short = name == "path" and group in SHORTHANDS
+            metavar = action.metavar or action.dest.upper()
+            if not action.option_strings:
+                words.append(str(metavar) + ("…" if action.nargs else ""))
+            elif action.required:
+                words.append(f"--{group if short else action.dest} {metavar}")
+            if type(action).__name__ == "_ActionConfigLoad" or name == "help":
                 action.help = argparse.SUPPRESS
+            elif short and "for short" not in str(action.help):
+                action.help = f"{action.help} (--{group} for short)"
+        self.usage = " ".join([*words, "[options]"]).replace("%", "%%")
 
     def _located(self, key: str, problem: str) -> str:
         """``problem`` with the key, and where a config file set it."""
