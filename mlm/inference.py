@@ -1,0 +1,235 @@
+"""Pretrained models in use: likely tokens for a mask, and vectors for texts.
+
+Both compute in fp32, in ragged batches of texts of like lengths, and answer in input order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional as F
+
+from mlm.batch import ragged
+from mlm.checkpoint import build_encoder, build_masked_lm, read_folder
+from mlm.data.tokenizer import special_ids
+from mlm.errors import UserError, look_up
+from mlm.model.encoder import Encoder
+from mlm.model.heads import MaskedLanguageModel
+from mlm.model.pooling import POOLINGS
+from mlm.training.precision import resolve_device
+
+_LOG = logging.getLogger(__name__)
+
+# Tokens at once, counted as if padded; small enough for attention over 512 tokens on a laptop.
+_MAX_TOKENS = 16_384
+
+Progress = Callable[[int], None]
+
+
+class FillMask:
+    """The likeliest tokens for each ``[MASK]`` in a text.
+
+    Args:
+        directory: a pretrained model's folder, such as ``runs/x/model``.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        UserError: no such folder, a damaged one, or a model with another head.
+
+    >>> FillMask("runs/x/model")("The [MASK] sat.", top_k=1)  # doctest: +SKIP
+    [{'text': 'The [MASK] sat.', 'masks': [[{'token': 'cat', 'score': 0.31}]]}]
+    """
+
+    def __init__(self, directory: str | Path, device: str = "auto") -> None:
+        folder = read_folder(directory)
+        self.tokenizer = folder.tokenizer
+        self.model = build_masked_lm(folder).to(resolve_device(device))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str = "auto") -> Self:
+        """The same, by the name that people know."""
+        return cls(directory, device)
+
+    def __call__(self, texts: str | Sequence[str], top_k: int = 5) -> list[dict[str, Any]]:
+        """As `fill_masks`; one text is a list of one."""
+        texts = [texts] if isinstance(texts, str) else texts
+        return fill_masks(self.model, self.tokenizer, texts, top_k)
+
+
+class Embedder:
+    """One vector a text, by any model's encoder.
+
+    Args:
+        directory: a model folder; its head is not used.
+        pooling: `mean` over a text's tokens, or `cls` for its first token.
+        normalize: scale every vector to length 1, so that a dot product is the cosine.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        UserError: no such folder, a damaged one, or an unknown pooling.
+
+    >>> Embedder("runs/x/model")(["one text", "and another"]).shape  # doctest: +SKIP
+    (2, 256)
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        pooling: str = "mean",
+        normalize: bool = False,
+        device: str = "auto",
+    ) -> None:
+        look_up(POOLINGS, pooling, "pooling")
+        folder = read_folder(directory)
+        self.tokenizer = folder.tokenizer
+        self.encoder = build_encoder(folder).to(resolve_device(device))
+        self.pooling, self.normalize = pooling, normalize
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        pooling: str = "mean",
+        normalize: bool = False,
+        device: str = "auto",
+    ) -> Self:
+        """The same, by the name that people know."""
+        return cls(directory, pooling, normalize, device)
+
+    def __call__(self, texts: str | Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """As `embed_texts`; one text is a list of one."""
+        texts = [texts] if isinstance(texts, str) else texts
+        return embed_texts(
+            self.encoder, self.tokenizer, texts, self.pooling, self.normalize, progress
+        )
+
+
+@torch.inference_mode()
+def fill_masks(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, texts: Sequence[str], top_k: int = 5
+) -> list[dict[str, Any]]:
+    """The likeliest tokens for each mask of each text.
+
+    Args:
+        model: in eval mode.
+        tokenizer: the model's.
+        texts: with any number of the tokenizer's mask tokens; a text without one needs no model.
+        top_k: tokens a mask, at most as many as there are.
+
+    Returns:
+        One JSON-ready object a text, in their order: ``{"text", "masks": [[{"token", "score"}, …],
+        …]}``, the likeliest first, the token as the vocabulary has it, the score its probability.
+
+    Raises:
+        UserError: a text longer than the model's positions (cutting it could cut the mask off), or
+            a ``top_k`` below 1.
+    """
+    if top_k < 1:
+        raise UserError(f"top_k: {top_k} is not a number of tokens; choose 1 or more")
+    ids = _encode(tokenizer, texts)
+    limit = model.config.max_position_embeddings
+    for number, sequence in enumerate(ids, start=1):
+        if len(sequence) > limit:
+            raise UserError(
+                f"text {number}: {len(sequence)} tokens are more than the model's {limit} "
+                f"positions; shorten it"
+            )
+    mask = special_ids(tokenizer).mask
+    known = tokenizer.get_vocab_size()  # an embedding may have more rows, to fill a power of two
+    answers: list[dict[str, Any]] = [{"text": text, "masks": []} for text in texts]
+    places = np.array([place for place, sequence in enumerate(ids) if mask in sequence], np.int64)
+    for chosen in length_batches([len(ids[place]) for place in places], _MAX_TOKENS):
+        batch = ragged([ids[place] for place in places[chosen]])
+        positions = (batch.input_ids == mask).nonzero()[:, 0]
+        batch = replace(batch, masked_positions=positions).to(_device(model))
+        best = model(batch).softmax(-1)[:, :known].topk(min(top_k, known))
+        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for place in places[chosen]:
+            for _ in range(int((ids[place] == mask).sum())):
+                pairs = zip(*next(found), strict=True)
+                guesses = [{"token": tokenizer.id_to_token(i), "score": p} for i, p in pairs]
+                answers[place]["masks"].append(guesses)
+    return answers
+
+
+@torch.inference_mode()
+def embed_texts(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pooling: str = "mean",
+    normalize: bool = False,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """One vector a text.
+
+    A text longer than the encoder's positions is cut to them, [SEP] kept, and a warning is logged.
+
+    Args:
+        encoder: in eval mode.
+        tokenizer: the encoder's.
+        texts: n texts; the empty one has a vector like any other.
+        pooling: a name in `POOLINGS`.
+        normalize: scale every vector to length 1.
+        progress: called with the number of texts done since the last call.
+
+    Returns:
+        (n, D) float32.
+
+    Raises:
+        UserError: an unknown ``pooling``.
+    """
+    pool = look_up(POOLINGS, pooling, "pooling")
+    ids = _encode(tokenizer, texts)
+    limit = encoder.config.max_position_embeddings
+    if cut := sum(len(sequence) > limit for sequence in ids):
+        _LOG.warning("mlm: %d of %d texts were cut to %d tokens", cut, len(ids), limit)
+        ids = [s if len(s) <= limit else np.append(s[: limit - 1], s[-1]) for s in ids]
+    vectors = np.empty((len(ids), encoder.config.hidden_size), dtype=np.float32)
+    for chosen in length_batches([len(sequence) for sequence in ids], _MAX_TOKENS):
+        batch = ragged([ids[place] for place in chosen]).to(_device(encoder))
+        pooled = pool(encoder(batch), batch.cu_seqlens)
+        if normalize:
+            pooled = F.normalize(pooled, dim=-1)
+        vectors[chosen] = pooled.cpu().numpy()
+        if progress is not None:
+            progress(len(chosen))
+    return vectors
+
+
+def length_batches(lengths: Sequence[int], max_tokens: int) -> list[np.ndarray]:
+    """All places in batches of like lengths, longest first, none above ``max_tokens`` padded.
+
+    A sequence longer than that has a batch of its own.
+
+    >>> [batch.tolist() for batch in length_batches([5, 1, 4, 2], max_tokens=8)]
+    [[0], [2, 3], [1]]
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        stop = start + max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, special tokens included."""
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # an argument that was not UTF-8 arrives with half surrogates
+            raise UserError(f"text {number}: is not valid Unicode") from None
+    return [np.asarray(e.ids) for e in tokenizer.encode_batch_fast(list(texts))]
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
