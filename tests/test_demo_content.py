@@ -24,6 +24,9 @@ def words(text: str) -> frozenset[str]:
 def test_reviews_are_balanced_and_well_formed(path: Path, rows: int) -> None:
     reviews = read(path)
     assert Counter(r["label"] for r in reviews) == {"positive": rows // 2, "negative": rows // 2}
+    # Pairs of opposite labels stand together, so that any even number of rows is balanced too.
+    pairs = zip(reviews[::2], reviews[1::2], strict=True)
+    assert all(a["label"] != b["label"] for a, b in pairs)
     for review in reviews:
         assert set(review) == {"text", "label"}
         assert review["text"] == review["text"].strip()
