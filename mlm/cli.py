@@ -56,7 +56,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`mlm COMMAND --help` lists a command's options; `mlm --version` prints the version.",
+            "`mlm COMMAND --help` lists a command's options, `mlm --version` the version.",
         ]
     )
 
