@@ -23,7 +23,7 @@ def add_arguments(parser: CommandParser) -> None:
     from mlm.training.datamodule import DataOptions
     from mlm.training.logging import LoggingOptions
     from mlm.training.optimizers import OptimizerOptions
-    from mlm.training.trainer import LIMITS
+    from mlm.training.trainer import LIMITS, TRAINER_DEFAULTS
     from mlm.training.trainer_arguments import add_trainer_arguments
 
     add = parser.add_argument
@@ -49,10 +49,7 @@ def add_arguments(parser: CommandParser) -> None:
     add_model_path(parser, "go on training the encoder of this model folder", required=False)
     _add_encoder_arguments(parser)
     parser.add_class_arguments(OptimizerOptions, "optimizer")
-    add_trainer_arguments(
-        parser,
-        {"gradient_clip_val": 1.0, "val_check_interval": 500, "log_every_n_steps": 20},
-    )
+    add_trainer_arguments(parser, {**TRAINER_DEFAULTS, "val_check_interval": 500})
     parser.add_class_arguments(CheckpointOptions, "checkpoint")
     parser.add_class_arguments(LoggingOptions, "logging")
     parser.add_limits(*LIMITS)

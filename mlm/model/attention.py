@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,7 +177,23 @@ def _pad(qkv: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
 def _unpad(padded: Tensor, layout: Layout) -> Tensor:
     """(B, N, S, H) → (T, N, H)."""
     flat = padded.transpose(1, 2).flatten(0, 1)
-    return flat if layout.slots is None else flat.index_select(0, layout.slots)
+    return flat if layout.slots is None else _Take.apply(flat, layout.slots)
+
+
+class _Take(torch.autograd.Function):
+    """`index_select` of distinct rows: its gradient can be copied, where torch's must add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = rows.shape[0]
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        zeros = gradients[0].new_zeros(ctx.rows, *gradients[0].shape[1:])
+        return zeros.index_copy(0, index, gradients[0]), None
 
 
 BACKENDS: dict[str, Callable[[Tensor, Layout, int | None, float], Tensor]] = {

@@ -1,6 +1,5 @@
 """How tokens exchange information."""
 
-import torch
 from torch import Tensor, nn
 
 from mlm.model.attention import Layout, attend
@@ -23,6 +22,6 @@ class SelfAttention(nn.Module):
         """(T, D) → (T, D)."""
         qkv = self.qkv(hidden).view(-1, 3, self.heads, self.head_dim)  # (T, 3, N, H)
         if rotation is not None:
-            qkv = torch.cat([rotate(qkv[:, :2], rotation), qkv[:, 2:]], dim=1)
+            qkv = rotate(qkv, rotation)
         dropout = self.dropout if self.training else 0.0
         return self.out(attend(qkv, layout, self.window, dropout).flatten(1))

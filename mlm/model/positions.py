@@ -6,7 +6,7 @@ Shapes: ``T`` tokens, ``D`` model width, ``N`` heads, ``H`` head width.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,18 +61,39 @@ def rotation(position_ids: Tensor, head_dim: int, theta: float) -> Rotation:
     return Rotation(angles.cos()[:, None, None], angles.sin()[:, None, None])
 
 
-def rotate(qk: Tensor, by: Rotation) -> Tensor:
+def rotate(qkv: Tensor, by: Rotation) -> Tensor:
     """Turn queries and keys by their positions' angles (https://arxiv.org/abs/2104.09864).
 
     The pairs that turn together are component i and i + H/2, as transformers has it.
 
     Args:
-        qk: (T, 2, N, H).
+        qkv: (T, 3, N, H): queries, keys and values; the values stay as they are.
         by: the batch's rotation.
     """
-    first, second = qk.chunk(2, dim=-1)
-    cos, sin = by.cos.to(qk.dtype), by.sin.to(qk.dtype)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return _Rotate.apply(qkv, by.cos.to(qkv.dtype), by.sin.to(qkv.dtype))
+
+
+class _Rotate(torch.autograd.Function):
+    """Turns in one copy: a rotation's gradient is the rotation back, so nothing need be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(qkv, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradients[0], cos, -sin), None, None
+
+
+def _turn(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = qkv.clone(memory_format=torch.contiguous_format)
+    first, second = qkv[:, :2].chunk(2, dim=-1)
+    new_first, new_second = turned[:, :2].chunk(2, dim=-1)
+    torch.mul(first, cos, out=new_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=new_second).addcmul_(first, sin)
+    return turned
 
 
 # What is added to the embeddings; None where positions enter attention, or nowhere.

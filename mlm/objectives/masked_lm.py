@@ -117,23 +117,28 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
 
 
 class Score(NamedTuple):
-    """Sums over a batch's masked positions; divide by `targets` when all batches are in."""
+    """What a model makes of a masked batch; sums, to be divided when all batches are in."""
 
     loss: Tensor
     """() float32: the sum of the cross-entropies, in nats."""
     targets: Tensor
     """() int64: how many positions were masked."""
-    correct: Tensor
-    """() int64: how many the model's first guess gets right."""
+    logits: Tensor
+    """(M, V)."""
 
 
 def score(model: MaskedLanguageModel, batch: Batch) -> Score:
     """What ``model`` makes of a batch that `at_rate` has masked."""
     labels = batch.labels
     assert labels is not None
-    logits = model(batch)  # (M, V)
+    logits = model(batch)
     return Score(
         F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum"),
         (labels != IGNORE_INDEX).sum(),
-        (logits.detach().argmax(-1) == labels).sum(),
+        logits,
     )
+
+
+def right_guesses(logits: Tensor, labels: Tensor) -> Tensor:
+    """() int64: how many first guesses are right. Training does without: it costs 3 % of a step."""
+    return (logits.argmax(-1) == labels).sum()

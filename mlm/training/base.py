@@ -25,8 +25,6 @@ class Sums(NamedTuple):
     """() : the sum of the losses of all targets, with its graph."""
     targets: Tensor
     """() : how many targets there were."""
-    correct: Tensor
-    """() : how many of them the model's first guess gets right."""
 
 
 class SumLossModule(LightningModule):
@@ -90,8 +88,8 @@ class SumLossModule(LightningModule):
         self._start_tally()
 
     def _start_tally(self) -> None:
-        # loss, count, correct, tokens; float64 holds counts exactly.
-        self._tally = torch.zeros(4, dtype=torch.float64, device=self.device)
+        # loss, targets, tokens; float64 holds counts exactly.
+        self._tally = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate, and key dropout by the place in the run, so that resumes agree."""
@@ -107,9 +105,9 @@ class SumLossModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's sum of losses times a constant."""
-        loss, count, correct = self.sums(batch)
+        loss, targets = self.sums(batch)
         tokens = torch.tensor(batch.num_tokens, device=self.device)
-        self._tally += torch.stack([x.detach().double() for x in (loss, count, correct, tokens)])
+        self._tally += torch.stack([x.detach().double() for x in (loss, targets, tokens)])
         return loss * self._constant
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -118,17 +116,16 @@ class SumLossModule(LightningModule):
         seconds = time.monotonic() - self._started if self.global_rank == 0 else 0.0
         mine = torch.tensor([seconds, self.stop_asked], dtype=torch.float64, device=self.device)
         tally = all_reduce_sum(torch.cat([self._tally, mine])).tolist()
-        loss, count, correct, tokens, seconds, stop = tally
+        loss, targets, tokens, seconds, stop = tally
         trainer = self.trainer
         rescale_gradients(
             self.model,
             gradient_factor(
-                self._constant, count, trainer.world_size, trainer.accumulate_grad_batches
+                self._constant, targets, trainer.world_size, trainer.accumulate_grad_batches
             ),
         )
         self.step_metrics = {
-            "train/loss": loss / max(count, 1.0),
-            "train/accuracy": correct / max(count, 1.0),
+            "train/loss": loss / max(targets, 1.0),
             "learning_rate": optimizer.param_groups[0]["lr"],
             **self.extra_metrics(),
         }
@@ -136,6 +133,13 @@ class SumLossModule(LightningModule):
         self.step_metrics["tokens"] = self.spent.tokens
         self.stop_agreed = stop > 0
         self._start_tally()
+
+    def log_validation(self, metrics: dict[str, Tensor]) -> None:
+        """Log what a validation found at the step it followed; Lightning would say one less."""
+        self.log_dict(metrics, logger=False)
+        values = {name: float(value) for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.spent.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the budget has used."""

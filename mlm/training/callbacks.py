@@ -102,9 +102,9 @@ class Checkpoints(Callback):
 
 
 class StepMetrics(Callback):
-    """Logs, every ``every_n_steps`` steps, what a step had: loss, rates, tokens per second, MFU, time spent waiting for data.
+    """Logs loss, rates, tokens per second, MFU and the share of time spent waiting for data.
 
-    ``token_flops`` are the floating-point operations of training on a token, ``peak`` what one
+    It does so every ``every_n_steps`` steps, and at the first and the last. ``token_flops`` are the floating-point operations of training on a token, ``peak`` what one
     device does in a second.
     """
 

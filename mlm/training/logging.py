@@ -188,6 +188,7 @@ class WandbRun(Logger):
         thread.join(timeout=START_SECONDS + FINISH_SECONDS)
         if thread.is_alive():
             self._warn("it does not answer")
+            abandon_service()
 
     @rank_zero_only
     def _start(self) -> None:
@@ -227,6 +228,7 @@ class WandbRun(Logger):
             self._announce()
         except Exception as error:
             self._give_up(error)
+            abandon_service()
             return
         while (call := calls.get()) is not None:
             try:
@@ -237,6 +239,7 @@ class WandbRun(Logger):
             self._run.finish(exit_code=self._exit_code)
         except Exception as error:
             self._warn(error)
+            abandon_service()
 
     def _arguments(self) -> dict[str, Any]:
         """What the run is started with."""
@@ -282,6 +285,17 @@ class WandbRun(Logger):
             f"Weights & Biases failed ({kind}{problem}); training goes on, and metrics.csv has "
             "everything"
         )
+
+
+def abandon_service() -> None:
+    """Leave wandb's helper process to itself, after a failure: at exit wandb would wait for it."""
+    import wandb
+
+    # Taking the service down is what removes wandb's own hook at exit, and that comes first; what
+    # may take for ever comes after it, and stays on the thread.
+    thread = Thread(target=wandb.teardown, name="wandb-teardown", daemon=True)
+    thread.start()
+    thread.join(timeout=1)
 
 
 def run_id(run_dir: Path) -> str:

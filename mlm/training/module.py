@@ -53,9 +53,9 @@ class PretrainingModule(SumLossModule):
         """Mask at the present rate, and score."""
         highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
         capacity = int(batch.num_tokens * highest) + 1 if self.still else None
-        return Sums(
-            *masked_lm.score(self.model, masked_lm.at_rate(batch, self.masking_rate, capacity))
-        )
+        masked = masked_lm.at_rate(batch, self.masking_rate, capacity)
+        loss, targets, _ = masked_lm.score(self.model, masked)
+        return Sums(loss, targets)
 
     def extra_metrics(self) -> dict[str, float]:
         """The rate that moves with the budget."""
@@ -68,13 +68,18 @@ class PretrainingModule(SumLossModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy at the fixed rate with the fixed masks."""
-        result = masked_lm.score(self.model, masked_lm.at_rate(batch, VALIDATION_RATE))
-        count = result.targets.clamp(min=1)
-        self.validation_loss.update(result.loss / count, weight=result.targets)
-        self.validation_accuracy.update(result.correct / count, weight=result.targets)
+        masked = masked_lm.at_rate(batch, VALIDATION_RATE)
+        assert masked.labels is not None
+        loss, targets, logits = masked_lm.score(self.model, masked)
+        right = masked_lm.right_guesses(logits, masked.labels)
+        count = targets.clamp(min=1)
+        self.validation_loss.update(loss / count, weight=targets)
+        self.validation_accuracy.update(right / count, weight=targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks."""
         loss = self.validation_loss.compute()
         accuracy = self.validation_accuracy.compute()
-        self.log_dict({"val/loss": loss, "val/perplexity": loss.exp(), "val/accuracy": accuracy})
+        self.log_validation(
+            {"val/loss": loss, "val/perplexity": loss.exp(), "val/accuracy": accuracy}
+        )

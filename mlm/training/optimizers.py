@@ -197,9 +197,13 @@ def _build_muon(module: nn.Module, options: OptimizerOptions) -> torch.optim.Opt
 
 def _build_adamw(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
     groups = parameter_groups(module, options.weight_decay)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=True
     )
+    # Fused AdamW offers to undo fp16's loss scaling itself, which Lightning takes for a reason to
+    # refuse clipping. Without the offer the scaler undoes it first, as for every other optimizer.
+    vars(optimizer)["_step_supports_amp_scaling"] = False
+    return optimizer
 
 
 # https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/1711.05101

@@ -79,7 +79,6 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
     }
     for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         resolved["model"].pop(name)  # the store's tokenizer says
-    write_config(run_dir, resolved)
     _say_what_runs(model.config, device, precision, data)
     if still:
         model.compile()
@@ -110,6 +109,7 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
         loggers,
         FolderCheckpointIO(save),
     )
+    write_config(run_dir, resolved)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         save(run_dir / "model", without_prefix(module.state_dict()))

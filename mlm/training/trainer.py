@@ -15,6 +15,14 @@ from mlm.errors import UserError
 from mlm.training.budget import Budget, parse_budget
 from mlm.training.optimizers import OptimizerOptions
 
+# Where runs want something else than Lightning's defaults.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 20,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+
 # The settings that end a run; each has a value that means "no limit".
 LIMITS = ("budget", "trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 
@@ -100,7 +108,6 @@ def build_trainer(
             logger=list(loggers),
             plugins=[checkpoint_io],
             enable_checkpointing=False,
-            enable_model_summary=False,
             use_distributed_sampler=False,
         )
     except (ValueError, TypeError, RuntimeError) as error:
