@@ -104,8 +104,8 @@ class Checkpoints(Callback):
 class StepMetrics(Callback):
     """Logs loss, rates, tokens per second, MFU and the share of time spent waiting for data.
 
-    It does so every ``every_n_steps`` steps, and at the first and the last. ``token_flops`` are the floating-point operations of training on a token, ``peak`` what one
-    device does in a second.
+    It does so every ``every_n_steps`` steps, and at the first and the last. ``token_flops`` are the
+    floating-point operations of training on a token, ``peak`` what one device does in a second.
     """
 
     def __init__(self, every_n_steps: int, token_flops: float, peak: float) -> None:

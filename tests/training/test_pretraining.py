@@ -1,0 +1,244 @@
+"""Runs in miniature: they learn, resume exactly, and do not depend on how rows are divided."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mlm.checkpoint import load_masked_lm, read_folder
+from mlm.data.store import TokenStore
+from mlm.errors import UserError
+from mlm.training.datamodule import DataOptions, From, Share, TimedLoader, TrainingBatches
+from mlm.training.metrics_csv import read_metrics
+from mlm.training.pretraining import pretrain
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    rows = read_metrics(run_dir / "metrics.csv")
+    pairs = zip(rows["step"], rows["train/loss"], strict=True)
+    return {int(step): loss for step, loss in pairs if loss is not None}
+
+
+def test_a_run_learns_and_leaves_what_the_design_says(pretrain_settings, tmp_path):
+    found = pretrain(
+        pretrain_settings("--budget 60steps --optimizer.lr 0.01 --checkpoint.every_n_steps 25")
+    )
+    run = tmp_path / "run"
+    curve = losses(run)
+    assert list(curve) == list(range(1, 61))
+    assert found["val/loss"] < curve[1] - 1.0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        f"step_{n:08d}" for n in (25, 50, 60)
+    ]
+    assert {p.name for p in run.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv", "model"}
+    load_masked_lm(run / "model")
+    load_masked_lm(run / "checkpoints" / "step_00000025" / "model")
+    rows = read_metrics(run / "metrics.csv")
+    assert rows["val/loss"][-1] == found["val/loss"]
+    for column in ("tokens_per_second", "mfu", "data_wait", "learning_rate", "masking_rate"):
+        assert rows[column][0] is not None
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["precision"] == "32-true"
+    assert config["model"]["hidden_size"] == 32
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
+    common = (
+        "--model.hidden_dropout 0.1 --trainer.accumulate_grad_batches 2 "
+        f"--checkpoint.every_n_steps 3 --trainer.val_check_interval 2 --data.num_workers {workers}"
+    )
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    pretrain(pretrain_settings(f"{common} --budget 8steps --run_dir {whole}"))
+    # The same schedule, killed after step 4: what was saved at step 3 is what is left.
+    pretrain(pretrain_settings(f"{common} --budget 8steps --run_dir {halves}"))
+    for late in ("step_00000006", "step_00000008"):
+        (halves / "checkpoints" / late).rename(tmp_path / f"late-{late}")
+    pretrain(pretrain_settings(f"{common} --budget 8steps --run_dir {halves} --resume auto"))
+    assert losses(halves) == losses(whole)
+    assert (
+        read_metrics(halves / "metrics.csv")["val/loss"]
+        == read_metrics(whole / "metrics.csv")["val/loss"]
+    )
+    a, b = (read_folder(run / "model").state for run in (whole, halves))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
+    curves = []
+    for accumulation in (1, 2, 4):
+        run = tmp_path / str(accumulation)
+        pretrain(
+            pretrain_settings(
+                f"--optimizer.name adamw --trainer.accumulate_grad_batches {accumulation} "
+                f"--run_dir {run} --budget 10steps"
+            )
+        )
+        curves.append(losses(run))
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_change_no_loss(pretrain_settings, store, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = (
+        "--model.size tiny --data.batch_size 8 --data.sequence_length 32 --optimizer.name adamw "
+        "--trainer.accelerator cpu --trainer.precision fp32 --trainer.log_every_n_steps 1 "
+        f"--logging.wandb off --budget 10steps --store {store}"
+    )
+    for run, more in ((one, ""), (two, "--trainer.devices 2 --trainer.strategy ddp")):
+        command = f"-m mlm pretrain {words} {more} --run_dir {run}"
+        subprocess.run([sys.executable, *command.split()], check=True, timeout=300)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_order_and_masks_do_not_depend_on_workers_ranks_or_accumulation(
+    store, workers, world, accumulation
+):
+    opened, options = TokenStore.open(store), DataOptions(batch_size=8, sequence_length=32)
+    whole = TrainingBatches(opened, options, Share(), seed=7)
+    parts: dict[int, list] = {}
+    for rank in range(world):
+        share = Share(rank, world, accumulation)
+        batches = TrainingBatches(opened, options, share, seed=7)
+        loader = TimedLoader(
+            batches, sampler=From(0, 3 * accumulation), batch_size=None, num_workers=workers
+        )
+        for micro, batch in enumerate(loader):
+            place = share.places(micro, 8).start
+            parts[place] = [batch.input_ids, batch.labels, batch.replacements]
+    for step in range(3):
+        reference = whole[step]
+        mine = [parts[place] for place in sorted(parts) if 8 * step <= place < 8 * (step + 1)]
+        for index, name in enumerate(("input_ids", "labels", "replacements")):
+            joined = torch.cat([part[index] for part in mine])
+            assert torch.equal(joined, getattr(reference, name))
+
+
+def test_masks_are_fresh_each_epoch(store):
+    opened, options = TokenStore.open(store), DataOptions(batch_size=1, sequence_length=32)
+    batches = TrainingBatches(opened, options, Share(), seed=7)
+    seen: dict[tuple, set] = {}
+    for place in range(2 * batches.rows):
+        batch = batches[place]
+        row = tuple(batch.input_ids.tolist())
+        seen.setdefault(row, set()).add(tuple(batch.masked_positions.tolist()))
+    fresh = [len(masks) for masks in seen.values()]
+    assert sum(fresh) > 1.8 * len(fresh)
+
+
+def test_sigterm_saves_and_exits_with_143(store, tmp_path):
+    run = tmp_path / "run"
+    command = (
+        f"-m mlm pretrain --store {store} --run_dir {run} --model.size tiny --budget 100000steps "
+        "--data.batch_size 8 --data.sequence_length 32 --logging.wandb off "
+        "--trainer.log_every_n_steps 1 --trainer.accelerator cpu"
+    )
+    with subprocess.Popen(
+        [sys.executable, *command.split()], stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("step 3 "):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        assert process.wait(60) == 143
+    assert "--resume auto" in rest
+    (saved,) = (run / "checkpoints").iterdir()
+    assert f"{max(losses(run)):08d}" in saved.name
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--data.sequence_length 2000", "max_position_embeddings"),
+        ("--data.mlm_probability 1.5", "mlm_probability"),
+        ("--trainer.accumulate_grad_batches 3", "multiple of 3"),
+        ("--budget 5parsecs", "budget"),
+        ("--trainer.max_steps 5 --trainer.max_epochs 2", "max_steps and trainer.max_epochs"),
+        ("--trainer.strategy fsdp", "muon"),
+        ("--resume no/such/checkpoint", "no/such/checkpoint"),
+        ("--model.position ropes", "rope"),
+        ("--model no/such/model", "no/such/model"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(pretrain_settings, tmp_path, words, named):
+    with pytest.raises(UserError, match=named) as caught:
+        pretrain(pretrain_settings(words))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_in_use_is_refused(pretrain_settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        pretrain(pretrain_settings())
+
+
+def test_a_damaged_checkpoint_is_passed_over(pretrain_settings, tmp_path, capsys):
+    words = "--budget 6steps --checkpoint.every_n_steps 3"
+    pretrain(pretrain_settings(words))
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006" / "state.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    pretrain(pretrain_settings(f"{words} --resume auto"))
+    assert "damaged" in capsys.readouterr().err
+    newest.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        pretrain(pretrain_settings(f"{words} --resume {newest.parent}"))
+
+
+def test_limits_of_the_command_line_replace_the_configs(pretrain_settings, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("budget: 30min\n")
+    settings = pretrain_settings(f"--config {config} --trainer.max_steps 3")
+    assert settings["budget"] is None
+    pretrain(settings)
+    assert list(losses(tmp_path / "run")) == [1, 2, 3]
+    rates = read_metrics(tmp_path / "run" / "metrics.csv")["masking_rate"]
+    assert rates[2] == pytest.approx(0.3 - 0.15 * 2.5 / 3)
+
+
+def test_an_epoch_is_a_limit_too(pretrain_settings, store, tmp_path):
+    pretrain(pretrain_settings("--trainer.max_epochs 1 --data.batch_size 16"))
+    batches = TrainingBatches(
+        TokenStore.open(store), DataOptions(batch_size=16, sequence_length=32), Share(), 0
+    )
+    assert max(losses(tmp_path / "run")) == -(-batches.rows // 16)
+
+
+def test_training_goes_on_from_a_model_folder(pretrain_settings, tmp_path):
+    pretrain(pretrain_settings(f"--run_dir {tmp_path / 'a'} --budget 40steps --optimizer.lr 0.01"))
+    words = f"--model {tmp_path / 'a' / 'model'} --run_dir {tmp_path / 'b'} --budget 1step"
+    pretrain(pretrain_settings(words))
+    assert losses(tmp_path / "b")[1] < losses(tmp_path / "a")[1] - 0.5
+
+
+def test_compiling_changes_no_loss(pretrain_settings, tmp_path):
+    common = "--optimizer.name adamw --budget 4steps"
+    pretrain(pretrain_settings(f"{common} --run_dir {tmp_path / 'eager'}"))
+    pretrain(pretrain_settings(f"{common} --run_dir {tmp_path / 'compiled'} --compile true"))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=1e-4)
+
+
+def test_a_model_folder_is_plain(pretrain_settings, tmp_path):
+    pretrain(pretrain_settings())
+    folder = tmp_path / "run" / "model"
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    }
+    assert json.loads((folder / "config.json").read_text())["mlm"]["steps"] == 6
