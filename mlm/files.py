@@ -1,12 +1,19 @@
-"""Writing so that nothing half-written is ever seen: build beside the place, sync, rename."""
+"""Writing so that nothing half-written is ever seen: build beside the place, sync, rename.
+
+What a killed process had begun stays under a name with a dot, and the next one to write in the
+same folder takes it away.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -25,6 +32,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     draft = _beside(path, "tmp")
     try:
         yield draft
@@ -44,6 +52,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()  # a link stays a link, what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     draft = _beside(path, "tmp")
     draft.mkdir()
     try:
@@ -71,7 +80,42 @@ def _put_in_place(draft: Path, path: Path) -> None:
 
 
 def _beside(path: Path, purpose: str) -> Path:
-    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}-{secrets.token_hex(4)}")
+    name = f".{path.name}.{purpose}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(name)
+
+
+_LEFT_BEHIND = re.compile(r"\.(.+)\.(tmp|old)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+
+
+def _host() -> str:
+    """This machine in eight hexadecimal digits."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what processes of this machine that are no more had begun in ``folder``."""
+    for path in folder.iterdir():
+        match = _LEFT_BEHIND.fullmatch(path.name)
+        if match is None or match[3] != _host() or _is_alive(int(match[4])):
+            continue
+        place = path.with_name(match[1])
+        if match[2] == "old" and not place.exists():  # killed between the two renames
+            with suppress(FileNotFoundError):  # another process was quicker
+                path.rename(place)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,42 @@ def test_a_link_stays_a_link(tmp_path):
         (draft / "a.txt").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "a.txt").read_text() == "new"
+
+
+KILLED = """
+import os, signal, sys
+from mlm import files
+if sys.argv[2] == "between":
+    files._sync = lambda path: None
+    rename = files.Path.rename
+    def stop(self, target):
+        rename(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    files.Path.rename = stop
+with files.atomic_folder(sys.argv[1]) as draft:
+    (draft / "a.txt").write_text("new")
+    if sys.argv[2] == "inside":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["inside", "between"])
+def test_what_a_killed_process_had_begun_goes_with_the_next_write(tmp_path, moment):
+    path = tmp_path / "model"
+    with atomic_folder(path) as draft:
+        (draft / "a.txt").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    with atomic_file(tmp_path / "other.txt") as draft:
+        draft.write_text("other")
+    assert names(tmp_path) == ["model", "other.txt"]
+    assert (path / "a.txt").read_text() == "old"
+
+
+def test_what_a_living_process_has_begun_stays(tmp_path):
+    with atomic_file(tmp_path / "one") as first:
+        first.write_text("1")
+        with atomic_folder(tmp_path / "two") as second:
+            (second / "a.txt").write_text("2")
+    assert names(tmp_path) == ["one", "two"]

@@ -13,6 +13,7 @@ from mlm.checkpoint import build_encoder, build_masked_lm, load_masked_lm, read_
 from mlm.errors import UserError
 from mlm.huggingface import ACTIVATIONS, BERT, FAMILIES, MODERNBERT, layer_pattern, native_class
 from mlm.huggingface_config import read_config, write_config
+from mlm.inference import FillMask
 from mlm.model.config import FAMILIES as PRESETS
 from mlm.model.config import SIZES, preset
 from mlm.model.encoder import Encoder
@@ -330,3 +331,29 @@ def test_a_value_that_would_change_the_numbers_is_refused(family, change, messag
         read_config(values, family)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_their_pipeline_fills_masks_as_we_do(tmp_path, family, caplog):
+    save_masked_lm(tmp_path / "model", small_config(family))
+    with caplog.at_level("WARNING"):
+        pipeline = transformers.pipeline("fill-mask", str(tmp_path / "model"), device="cpu")
+    assert caplog.text == ""
+    theirs = pipeline("The [MASK] sat on the mat.", top_k=3)
+    (ours,) = FillMask(tmp_path / "model")("The [MASK] sat on the mat.", top_k=3)
+    for guess, other in zip(ours["masks"][0], theirs, strict=True):
+        assert guess["token"] == pipeline.tokenizer.convert_ids_to_tokens(other["token"])
+        assert guess["score"] == pytest.approx(other["score"], rel=1e-3)
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_the_two_lines_that_everybody_writes(tmp_path, family):
+    save_masked_lm(tmp_path / "model", small_config(family))
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    theirs = open_with(transformers.AutoModelForMaskedLM, tmp_path / "model")
+    inputs = their_tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    batch = ragged([tokenizer().encode(text).ids[:64] for text in TEXTS])
+    with torch.no_grad():
+        logits = theirs(**inputs).logits[inputs["attention_mask"].bool()]
+        ours = load_masked_lm(tmp_path / "model")(batch)
+    assert (ours - logits).abs().max() < 1e-4
