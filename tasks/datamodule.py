@@ -1,0 +1,131 @@
+"""Tokenised examples → keyed order → ragged batches, for any number of workers and ranks.
+
+As in pretraining, one endless stream of examples runs through the whole training and step s takes
+places s·B … s·B + B − 1 of it; ranks and micro-batches only divide those B among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mlm.batch import Batch
+from mlm.data.keys import mix
+from mlm.data.order import permute
+from mlm.training.datamodule import From, Share, TimedLoader
+from tasks.base import Example, Task
+from tasks.batching import EVALUATION_TOKENS, length_batches, pool_rows
+from tasks.options import DataOptions
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Micro-batch number → batch: a pure function, so any worker may compute any of them.
+
+    Args:
+        task: makes batches of examples.
+        examples: all of the training set.
+        options: how many are in a batch, and how many batches are grouped by length.
+        share: which micro-batches are this rank's.
+        seed: names the stream.
+
+    Raises:
+        UserError: a batch size that ranks and micro-batches cannot divide.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        options: DataOptions,
+        share: Share,
+        seed: int,
+    ) -> None:
+        share.micro_batch_size(options.batch_size)
+        self.task, self.examples, self.share, self.seed = task, examples, share, seed
+        self.batch_size, self.pool = options.batch_size, options.length_pool
+        self.lengths = np.array([len(e.input_ids) for e in examples])
+        self._latest: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def rows(self, micro_batch: int) -> np.ndarray:
+        """Which examples stand in this rank's ``micro_batch``-th batch since the run began."""
+        step, part = divmod(micro_batch, self.share.accumulation)
+        pool, place = divmod(step, self.pool)
+        if self._latest[0] != pool:
+            size = self.pool * self.batch_size
+            self._latest = pool, pool_rows(pool, self.lengths, size, self.seed)
+        batch = permute(place, self.pool, mix(self.seed, pool, self.pool))
+        rows = self._latest[1][batch * self.batch_size : (batch + 1) * self.batch_size]
+        # Every parts-th example, so that all parts have short and long ones alike.
+        parts = self.share.world_size * self.share.accumulation
+        return rows[part * self.share.world_size + self.share.rank :: parts]
+
+    def __getitem__(self, micro_batch: int) -> Batch:
+        """The batch itself."""
+        return self.task.collate([self.examples[row] for row in self.rows(micro_batch)])
+
+
+class EvaluationBatches(Dataset[Batch]):
+    """A whole set in batches of like lengths."""
+
+    def __init__(self, task: Task, examples: Sequence[Example], max_tokens: int) -> None:
+        self.task, self.examples = task, examples
+        self.batches = length_batches([len(e.input_ids) for e in examples], max_tokens)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Batch number ``index``."""
+        return self.task.collate([self.examples[row] for row in self.batches[index]])
+
+
+class FineTuningDataModule(LightningDataModule):
+    """The loaders of one process of a run."""
+
+    def __init__(
+        self,
+        task: Task,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        options: DataOptions,
+        seed: int,
+        accumulation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.task, self.train, self.validation = task, train, validation
+        self.options, self.seed, self.accumulation = options, seed, accumulation
+
+    def _share(self) -> Share:
+        assert self.trainer is not None
+        return Share(self.trainer.global_rank, self.trainer.world_size, self.accumulation)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches from the trainer's present step on, without end."""
+        assert self.trainer is not None
+        batches = TrainingBatches(self.task, self.train, self.options, self._share(), self.seed)
+        return self._loader(batches, From(self.trainer.global_step * self.accumulation))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """This rank's share of the validation set."""
+        share = self._share()
+        batches = EvaluationBatches(self.task, self.validation, EVALUATION_TOKENS)
+        return self._loader(batches, From(share.rank, len(batches), share.world_size))
+
+    def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:
+        assert self.trainer is not None
+        workers = self.options.num_workers
+        extra: dict[str, Any] = (
+            {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+        )
+        return TimedLoader(
+            batches,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **extra,
+        )

@@ -1,0 +1,130 @@
+"""Fine-tuning as a Lightning module: the task's loss as a sum, and its metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torchmetrics import MeanMetric
+
+from mlm.batch import Batch
+from mlm.training.base import SumLossModule, Sums
+from mlm.training.budget import Budget
+from mlm.training.checkpoint_io import without_prefix
+from mlm.training.optimizers import OptimizerOptions
+from tasks.base import Task
+from tasks.heads import TaskModel
+
+
+class FineTuningModule(SumLossModule):
+    """Trains an encoder with a task's head on it."""
+
+    model: TaskModel
+
+    def __init__(
+        self,
+        model: TaskModel,
+        task: Task,
+        optimizer: OptimizerOptions,
+        budget: Budget,
+        batch_size: int,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            model: what is trained.
+            task: says what the loss and the metrics are.
+            optimizer: the optimizer and its schedule.
+            budget: the length of the run.
+            batch_size: examples a step.
+            seed: of dropout.
+        """
+        super().__init__(model, optimizer, budget, seed, expected_count=batch_size)
+        self.task = task
+        self.metrics = task.metrics()
+        self.validation_loss = MeanMetric()
+
+    def sums(self, batch: Batch) -> Sums:
+        """The task's loss over the micro-batch."""
+        assert batch.labels is not None
+        return Sums(*self.task.loss(self.model(batch), batch.labels))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what the last validation saw."""
+        self.metrics.reset()
+        self.validation_loss.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the task's metrics."""
+        assert batch.labels is not None
+        outputs = self.model(batch)
+        loss, count = self.task.loss(outputs, batch.labels)
+        self.validation_loss.update(loss / count.clamp(min=1), weight=count)
+        self.metrics.update(self.task.decide(outputs), batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores over all ranks."""
+        values = self.metrics.compute()
+        values["loss"] = self.validation_loss.compute()
+        # Tables, such as a confusion matrix, are made once, from the best state.
+        self.log_validation({f"val/{k}": v.float() for k, v in values.items() if v.ndim == 0})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Weights come as model folders have them."""
+        super().on_load_checkpoint(checkpoint)
+        weights = self.task.training_state(without_prefix(checkpoint["state_dict"]))
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
+
+
+class KeepBest(Callback):
+    """Calls ``save`` after each validation that beats all before, and stops without any.
+
+    Args:
+        save: writes the model folder of the present state.
+        monitor: the logged metric that decides, such as `val/accuracy`.
+        higher_is_better: or less of it is.
+        patience: stop after so many validations in a row that were not better; None never does.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[], None],
+        monitor: str,
+        higher_is_better: bool = True,
+        patience: int | None = None,
+    ) -> None:
+        self.save, self.monitor, self.patience = save, monitor, patience
+        self.higher_is_better = higher_is_better
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.waited = 0
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compare; a value that is only equal, or not a number, is no better."""
+        if trainer.sanity_checking:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        if self._is_better(value):
+            self.best, self.best_step, self.waited = value, trainer.global_step, 0
+            if trainer.is_global_zero:
+                self.save()
+            return
+        self.waited += 1
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def _is_better(self, value: float) -> bool:
+        if self.best is None or math.isnan(self.best):
+            return True
+        return value > self.best if self.higher_is_better else value < self.best
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.waited = state_dict["waited"]

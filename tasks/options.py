@@ -1,0 +1,145 @@
+"""What a fine-tuning run can be told, in groups; plain values, cheap to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlm.errors import UserError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which columns are read, and how much of them at once."""
+
+    text_column: str | list[str] | None = None
+    """The column with the text, or two for a pair; by default `text`, or `sentence1` and
+    `sentence2`."""
+    label_column: str = "label"
+    """The column with what is to be predicted."""
+    labels: list[str | int] | None = None
+    """The classes, in the order wanted; by default those of the training data, sorted."""
+    max_length: int | None = None
+    """Longer inputs are cut to this many tokens, of a pair the longer text first; by default the
+    model's positions, at most 512."""
+    batch_size: int = 32
+    """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
+    length_pool: int = 32
+    """Batches that are grouped by length together, for speed; 1 for none."""
+    num_workers: int = 0
+    """Loader processes a device; 0 prepares batches in the training process."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        for name in ("batch_size", "length_pool"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
+        if self.num_workers < 0:
+            raise UserError(f"data.num_workers: {self.num_workers} must not be negative")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The encoder to start from, and what is put on it."""
+
+    path: str = ""
+    """The model folder to start from."""
+    random: bool = False
+    """Take the folder's architecture and tokenizer but fresh weights: what pretraining is worth."""
+    pooling: str | None = None
+    """`cls` or `mean`; by default what the encoder's family is native with (bert cls, modern
+    mean)."""
+    dropout: float = 0.1
+    """Dropout before the classifier."""
+    hidden_dropout: float | None = None
+    """Dropout inside the encoder; by default as in its folder."""
+    attention_dropout: float | None = None
+    """Dropout of attention weights; by default as in its folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        for name in ("dropout", "hidden_dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise UserError(f"model.{name}: {value} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What a run decides about a task; kept in the model folder, under "mlm" in config.json."""
+
+    text_column: tuple[str, ...] = ()
+    """One column, or two for a pair; empty until the training table is seen."""
+    label_column: str = "label"
+    """The column with what is to be predicted."""
+    labels: tuple[str, ...] = ()
+    """The classes in the order of the model's outputs; empty where a task has none."""
+    max_length: int | None = None
+    """Longer inputs are cut to this many tokens; None takes the model's positions, at most 512."""
+    pooling: str | None = None
+    """`cls` or `mean`; None takes what the encoder's family is native with."""
+
+
+def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
+    """What of the options a task needs, and its model folder keeps."""
+    columns = data.text_column or []
+    columns = [columns] if isinstance(columns, str) else columns
+    if len(columns) > 2:
+        raise UserError(f"data.text_column: {len(columns)} columns given; one, or two for a pair")
+    if data.labels is not None and not data.labels:
+        raise UserError("data.labels: the list is empty; leave it out to take the data's labels")
+    return TaskSettings(
+        text_column=tuple(columns),
+        label_column=data.label_column,
+        labels=tuple(map(str, data.labels or ())),
+        max_length=data.max_length,
+        pooling=model.pooling,
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What is kept of a run, and when it ends early."""
+
+    every_n_steps: int | None = None
+    """Save a checkpoint every so many steps; null saves at the end only."""
+    keep: int = 1
+    """How many checkpoints stay; older ones are removed."""
+    monitor: str | None = None
+    """The validation metric whose best state becomes `model`: `loss`, `accuracy`, …; by default
+    the task's own."""
+    patience: int | None = None
+    """Stop after so many validations in a row without a better one; null trains to the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"checkpoint.patience: {self.patience} must be at least 1, or null")
+
+
+def with_text_column(settings: TaskSettings, columns: str | list[str] | None) -> TaskSettings:
+    """``settings`` reading other columns; as many as before, None for the same ones.
+
+    Raises:
+        UserError: a pair where the model was trained on single texts, or the other way round.
+    """
+    if columns is None:
+        return settings
+    names = (columns,) if isinstance(columns, str) else tuple(columns)
+    if settings.text_column and len(names) != len(settings.text_column):
+        raise UserError(
+            f"data.text_column: {len(names)} given, but the model was trained on "
+            f"{len(settings.text_column)} ({', '.join(settings.text_column)})"
+        )
+    return replace(settings, text_column=names)
+
+
+def add_inference_arguments(parser: jsonargparse.ArgumentParser, precision: str) -> None:
+    """What every command that uses a fine-tuned model can be told."""
+    add = parser.add_argument
+    add("--task", type=str | None, default=None, help="the dotted path of your own task's class")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    add("--precision", type=str, default=precision, help="auto, fp32, bf16 or fp16")

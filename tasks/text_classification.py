@@ -1,0 +1,199 @@
+"""Which of two or more classes a text, or a pair of texts, belongs to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+)
+
+from mlm.errors import UserError
+from mlm.model.config import EncoderConfig
+from tasks.base import Rows, Task
+from tasks.heads import PooledHead
+from tasks.options import TaskSettings
+
+
+def label_text(value: Any) -> str | None:
+    """A label as text, whatever type its file gave it; None where it is empty.
+
+    >>> [label_text(v) for v in ("positive", 1, 1.0, True, " ", None)]
+    ['positive', '1', '1', 'true', None, None]
+    """
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str | int):
+        return str(value)
+    raise TypeError(f"{value!r} is not a class")
+
+
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Integers by their value where all are integers, else by the alphabet.
+
+    >>> sort_labels(["10", "9", "9"]), sort_labels(["10", "9", "a"])
+    (('9', '10'), ('10', '9', 'a'))
+    """
+    unique = set(labels)
+    try:
+        return tuple(sorted(unique, key=int))
+    except ValueError:
+        return tuple(sorted(unique))
+
+
+class TextClassification(Task):
+    """One label a text or pair, out of a set that training data (or the caller) decides."""
+
+    name = "text_classification"
+    monitor = "accuracy"
+
+    def __init__(self, settings: TaskSettings) -> None:
+        super().__init__(settings)
+        self.given = bool(settings.labels)
+        if self.given:
+            _check_given(settings.labels)
+        # Labels that no output stands for get numbers beyond the outputs: never predicted, they
+        # are wrong in every metric and stay in its denominator.
+        self.unseen: list[str] = []
+
+    def fit(self, rows: Rows, config: EncoderConfig) -> list[str]:
+        """Also settle the label set, and warn of classes that are hardly there."""
+        remarks = super().fit(rows, config)
+        counts = Counter(self._label_texts(rows))
+        if len(counts) < 2:
+            raise UserError(
+                f"{rows.path}: column {self.settings.label_column!r} holds one class only "
+                f"({next(iter(counts))!r}); a classifier needs two or more"
+            )
+        if not self.given:
+            self.settings = replace(self.settings, labels=sort_labels(counts))
+        if single := [label for label in self.settings.labels if counts[label] == 1]:
+            remarks.append(f"{rows.path}: one example only of {_listed(single)}")
+        if missing := [label for label in self.settings.labels if counts[label] == 0]:
+            remarks.append(f"{rows.path}: no example of {_listed(missing)}")
+        return remarks
+
+    def targets(self, rows: Rows) -> list[int]:
+        """The place of each row's label in `labels`, and beyond them if it is not there."""
+        labels = self._label_texts(rows)
+        self.unseen += [x for x in sort_labels(labels) if x not in self._known()]
+        places = {label: place for place, label in enumerate(self._known())}
+        return [places[label] for label in labels]
+
+    def remarks(self, rows: Rows) -> list[str]:
+        """One line where ``rows`` have labels that the model cannot predict."""
+        counts = Counter(self._label_texts(rows))
+        unknown = sort_labels(label for label in counts if label not in self.settings.labels)
+        if not unknown:
+            return []
+        wrong = sum(counts[label] for label in unknown)
+        return [
+            f"{rows.path}: {_listed(unknown)} not among the labels trained on; "
+            f"{wrong} of {rows.table.num_rows} rows count as wrong"
+        ]
+
+    def build_head(self, config: EncoderConfig, dropout: float = 0.0) -> nn.Module:
+        """(T, D) → (N, C) logits."""
+        assert self.settings.pooling is not None
+        return PooledHead(config, len(self.settings.labels), self.settings.pooling, dropout)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, summed over the examples whose label has an output."""
+        known = labels < outputs.shape[-1]
+        targets = labels.masked_fill(~known, -100)
+        return F.cross_entropy(outputs, targets, ignore_index=-100, reduction="sum"), known.sum()
+
+    def metrics(self) -> MetricCollection:
+        """Accuracy, macro F1, MCC and the confusion matrix; F1 of the second of two classes."""
+        classes = len(self._known())
+        metrics: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "macro_f1": MulticlassF1Score(classes, average="macro"),
+            "mcc": MulticlassMatthewsCorrCoef(classes),
+            "confusion_matrix": MulticlassConfusionMatrix(classes),
+        }
+        if len(self.settings.labels) == 2:
+            metrics["f1"] = _PositiveF1(classes, average="none")
+        return MetricCollection(metrics)
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """(N, C) logits → (N,) the most likely class."""
+        return outputs.argmax(-1)
+
+    def tables(self, values: dict[str, Tensor]) -> dict[str, list[list[str]]]:
+        """The confusion matrix: a line a true class, a column a predicted one."""
+        counts = values["confusion_matrix"].long().tolist()
+        lines = [
+            [label, *map(str, line)] for label, line in zip(self._known(), counts, strict=True)
+        ]
+        return {"confusion_matrix": [["true \\ predicted", *self._known()], *lines]}
+
+    def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Label, its probability, and the probability of each label."""
+        found = []
+        for probabilities in outputs.float().softmax(-1).tolist():
+            scores = dict(zip(self.settings.labels, probabilities, strict=True))
+            label = max(scores, key=scores.__getitem__)
+            found.append({"label": label, "score": scores[label], "scores": scores})
+        return found
+
+    @classmethod
+    def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
+        """A folder's label set is what was trained on: other labels are wrong, but no mistake."""
+        task = super().restore(info, labels)
+        task.given = False
+        return task
+
+    def _known(self) -> tuple[str, ...]:
+        return (*self.settings.labels, *self.unseen)
+
+    def _label_texts(self, rows: Rows) -> list[str]:
+        """The label column as texts; empty ones and those outside a given list are refused."""
+        column = self.settings.label_column
+        labels = []
+        for row, value in enumerate(rows.values(column), start=1):
+            where = f"{rows.path}: row {row}: column {column!r}"
+            try:
+                label = label_text(value)
+            except TypeError as error:
+                raise UserError(f"{where}: {error}; for numbers use --task regression") from None
+            if label is None:
+                raise UserError(f"{where}: the label is empty")
+            if self.given and label not in self.settings.labels:
+                known = _listed(self.settings.labels)
+                raise UserError(f"{where}: label {label!r} is not in data.labels ({known})")
+            labels.append(label)
+        return labels
+
+
+class _PositiveF1(MulticlassF1Score):
+    """F1 of class 1, which in binary tasks is the positive one."""
+
+    def compute(self) -> Tensor:
+        return torch.as_tensor(super().compute())[1]
+
+
+def _check_given(labels: Sequence[str]) -> None:
+    if repeated := [label for label, n in Counter(labels).items() if n > 1]:
+        raise UserError(f"data.labels: {_listed(repeated)} stands there twice")
+    if len(labels) < 2:
+        raise UserError("data.labels: a classifier needs two classes or more")
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, labels[:10]))
+    return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"
