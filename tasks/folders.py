@@ -1,0 +1,141 @@
+"""From a model folder to a model with a task's head on it, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from mlm.checkpoint import ModelFolder, read_folder, save_folder
+from mlm.errors import UserError
+from mlm.model.config import EncoderConfig
+from tasks.base import TASKS, Task, find_task
+from tasks.heads import TaskModel
+from tasks.options import ModelOptions
+
+
+def load_task_folder(
+    directory: str | Path, task: str | type[Task] | None = None
+) -> tuple[TaskModel, Task, tokenizers.Tokenizer]:
+    """A fine-tuned model folder, ready to answer.
+
+    Args:
+        directory: the folder.
+        task: a task of the caller's own, as a class or by its dotted path; what the folder itself
+            names is only ever looked up in `TASKS`.
+
+    Returns:
+        The model in eval mode, its task and its tokenizer.
+
+    Raises:
+        UserError: no such folder, a damaged one, one of another kind, or a task that is not known.
+    """
+    folder = read_folder(directory)
+    kind = task_class(folder, task)
+    restored = kind.restore(folder.info, folder.labels or ())
+    model = TaskModel(folder.config, restored.build_head(folder.config))
+    load_state(model, folder.state, folder.directory)
+    return model.eval(), restored, folder.tokenizer
+
+
+def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> type[Task]:
+    """The class of a folder's task; a `UserError` where it has none, or not the one asked for."""
+    if folder.head == "masked_lm":
+        raise UserError(
+            f"{folder.directory}: is a pretrained model without a task; fine-tune it first "
+            "(mlm finetune)"
+        )
+    outputs = len(folder.labels or ())
+    named = str(folder.info.get("task", "text_classification" if outputs > 1 else "regression"))
+    kind = find_task(task) if isinstance(task, str) else task
+    if kind is None and named in TASKS:
+        kind = find_task(named)
+    if kind is None:
+        raise UserError(
+            f"{folder.directory}: its task {named!r} is none of {', '.join(TASKS)}; if it is your "
+            f"own and you trust it, name it: --task {named}"
+        )
+    if kind.name != named:
+        raise UserError(f"{folder.directory}: is a folder of task {named!r}, not {kind.name!r}")
+    return kind
+
+
+def start_model(
+    options: ModelOptions, folder: ModelFolder, task: Task, config: EncoderConfig
+) -> TaskModel:
+    """The model that training starts from: the folder's encoder with a fresh classifier.
+
+    The part of the head below the classifier starts from the folder's where it has the same shape
+    and meaning, as in ModernBERT, whose masked-LM head has that part too.
+    """
+    model = TaskModel(config, task.build_head(config, options.dropout))
+    if options.random:
+        return model
+    own = model.state_dict()
+    state = {
+        name: tensor
+        for name, tensor in folder.state.items()
+        if name.startswith("encoder.")
+        or (same_head(folder, config) and name in own and not name.startswith("head.classifier."))
+    }
+    load_state(model, own | state, folder.directory)
+    return model
+
+
+def same_head(folder: ModelFolder, config: EncoderConfig) -> bool:
+    """Whether the folder's head does below its last map what a pooled head does there.
+
+    A masked-LM head has dense, activation and norm, as ModernBERT's pooled head; BERT's pooler
+    has a tanh that no masked-LM head was trained with.
+    """
+    return folder.head == "sequence_classification" or config.layer == "pre_norm"
+
+
+def load_state(model: TaskModel, state: dict[str, Tensor], directory: Path) -> None:
+    """Put ``state`` into ``model``; a `UserError` names what does not fit."""
+    own = model.state_dict()
+    if missing := sorted(own.keys() - state.keys()):
+        raise UserError(f"{directory}: has no weights {missing[0]!r}; is it of this kind?")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"{directory}: weights {name!r} have shape {tuple(state[name].shape)}, "
+                f"the configuration wants {tuple(tensor.shape)}"
+            )
+    with torch.no_grad():
+        model.load_state_dict({name: state[name] for name in own})
+
+
+def save_task_folder(
+    directory: Path,
+    state: dict[str, Tensor],
+    config: EncoderConfig,
+    task: Task,
+    tokenizer: tokenizers.Tokenizer,
+    info: dict[str, Any] | None = None,
+    card: str = "",
+) -> None:
+    """Write a fine-tuned model folder.
+
+    Args:
+        directory: replaced if it is there.
+        state: a `TaskModel`'s.
+        config: its encoder's.
+        task: what it answers.
+        tokenizer: what it reads.
+        info: more to keep under "mlm" in config.json.
+        card: the text of README.md.
+    """
+    save_folder(
+        directory,
+        config=config,
+        head=task.layout,
+        state=task.saved_state(state),
+        tokenizer=tokenizer,
+        info={**(info or {}), **task.info()},
+        labels=list(task.settings.labels) or None,
+        card=card,
+    )

@@ -1,0 +1,164 @@
+"""Fine-tuned models in use: answers to texts, and scores on labelled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import tokenizers
+import torch
+from torch import Tensor
+
+from mlm.errors import UserError
+from mlm.training.precision import resolve_device, resolve_precision
+from tasks.base import Example, Task
+from tasks.batching import EVALUATION_TOKENS, length_batches
+from tasks.folders import load_task_folder
+from tasks.heads import TaskModel
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Predictor:
+    """Answers to texts by a fine-tuned model of any task.
+
+    Args:
+        model: an encoder with the task's head.
+        task: what the outputs mean.
+        tokenizer: what the model reads.
+        device: where to compute; by default a GPU where there is one.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        task: Task,
+        tokenizer: tokenizers.Tokenizer,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        self.device = resolve_device(device)
+        self.dtype = _AUTOCAST.get(resolve_precision(precision, self.device))
+        self.model = model.to(self.device).eval()
+        self.task, self.tokenizer = task, tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        task: str | type[Task] | None = None,
+    ) -> Self:
+        """Load a folder that `mlm finetune` wrote.
+
+        Args:
+            directory: a model folder such as `runs/sst2/model`.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            task: your own task's class or dotted path, where the folder is of one.
+
+        Raises:
+            UserError: no such folder, a damaged one, or one of another task.
+        """
+        return cls(*load_task_folder(directory, task), device=device, precision=precision)
+
+    def __call__(
+        self, inputs: Sequence[Any], progress: Callable[[int], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """One JSON-ready object an input, in their order.
+
+        Args:
+            inputs: texts, or for a model of pairs tuples of two.
+            progress: called with the number of inputs done since the last call.
+
+        Raises:
+            UserError: a text where the model takes pairs, or the other way round.
+        """
+        rows = self._as_rows(inputs)
+        answers: list[dict[str, Any]] = [{} for _ in rows]
+        for places, outputs in self.outputs(self.task.encode(rows, self.tokenizer)):
+            for place, answer in zip(places, self.task.predictions(outputs), strict=True):
+                text = rows[place][0] if len(rows[place]) == 1 else list(rows[place])
+                answers[place] = {"text": text, **answer}
+            if progress is not None:
+                progress(len(places))
+        return answers
+
+    def outputs(self, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """The model's outputs, in batches of like lengths.
+
+        Yields:
+            The places of a batch's examples, and their outputs on the CPU in fp32.
+        """
+        lengths = [len(e.input_ids) for e in examples]
+        for places in length_batches(lengths, EVALUATION_TOKENS):
+            batch = self.task.collate([examples[place] for place in places]).to(self.device)
+            with torch.inference_mode(), self._autocast():
+                outputs = self.model(batch)
+            yield places, outputs.float().cpu()
+
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The task's metrics and mean loss over labelled examples."""
+        return {name: float(x) for name, x in self.compute(examples).items() if x.ndim == 0}
+
+    def compute(self, examples: Sequence[Example], task: Task | None = None) -> dict[str, Tensor]:
+        """All metrics, tables included, and the mean loss, named `loss`.
+
+        Args:
+            examples: labelled.
+            task: the task that numbered their labels, where that is another object than mine.
+        """
+        task = task or self.task
+        metrics = task.metrics()
+        loss, count = 0.0, 0
+        for places, outputs in self.outputs(examples):
+            labels = task.collate([examples[place] for place in places]).labels
+            assert labels is not None
+            batch_loss, batch_count = task.loss(outputs, labels)
+            loss, count = loss + float(batch_loss), count + int(batch_count)
+            metrics.update(task.decide(outputs), labels)
+        mean = loss / count if count else float("nan")
+        return {"loss": torch.tensor(mean, dtype=torch.float64), **metrics.compute()}
+
+    def _autocast(self) -> Any:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, self.dtype)
+
+    def _as_rows(self, inputs: Sequence[Any]) -> list[tuple[str, ...]]:
+        """Texts and pairs as tuples, of as many texts as the model was trained on."""
+        if isinstance(inputs, str):
+            raise UserError("give a list of texts, not one text")
+        rows = [(x,) if isinstance(x, str) else tuple(x) for x in inputs]
+        width = len(self.task.settings.text_column) or (len(rows[0]) if rows else 1)
+        for number, row in enumerate(rows, start=1):
+            if len(row) != width or not all(isinstance(text, str) for text in row):
+                what = "a text" if width == 1 else "a pair of texts"
+                raise UserError(f"input {number}: not {what}, which is what this model takes")
+        return rows
+
+
+class Classifier(Predictor):
+    """Labels for texts.
+
+    >>> Classifier.from_pretrained("runs/sst2/model")(["a gripping film"])  # doctest: +SKIP
+    [{'text': 'a gripping film', 'label': '1', 'score': 0.98, 'scores': {'0': 0.02, '1': 0.98}}]
+    """
+
+    takes: ClassVar[str] = "text_classification"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        task: str | type[Task] | None = None,
+    ) -> Self:
+        """As `Predictor.from_pretrained`; a folder of another task is refused."""
+        return super().from_pretrained(directory, device, precision, task or cls.takes)
