@@ -4,9 +4,8 @@ import os
 
 import pytest
 
-# No test needs a network or a screen; libraries read these when they are imported.
+# No test needs a network; the library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MPLBACKEND"] = "Agg"
 
 
 def pytest_collection_modifyitems(items):
