@@ -23,8 +23,8 @@ venv: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo 'mlm needs Python 3.11 or newer, and `$(PYTHON)` is not; name another one:' \
-	        'make PYTHON=python3.12'; exit 1; }
+	    echo 'mlm needs Python 3.11 or newer, and $(PYTHON) is older or missing;' \
+	        'name another one, as in: make PYTHON=python3.12'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev,hf]'
 	@touch $@
