@@ -258,7 +258,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """The sha256 that a manifest carries of itself."""
+    """The sha256 that a manifest carries of all else in it."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

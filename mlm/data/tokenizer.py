@@ -40,7 +40,7 @@ _OTHER_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "ma
 _WORD = (
     r"\p{Han}[\p{M}\p{Cf}]*"
     r"|[\p{L}\p{M}\p{N}\p{Cf}&&[^\p{Han}]]{1,64}"
-    r"|[^\s\p{L}\p{M}\p{N}\p{Cf}][\p{M}\p{Cf}]*"
+    r"|[^\s\x1c-\x1f\p{L}\p{M}\p{N}\p{Cf}][\p{M}\p{Cf}]*"  # \x1c-\x1f: spaces to str.split()
 )
 # GPT-2's pattern with marks counted as letters, for scripts that write vowels as marks, and every
 # line break by itself, so that a text's ids are those of its lines joined.
@@ -49,6 +49,13 @@ _PIECE = (
     r"| ?[^\s\p{L}\p{M}\p{N}\p{Cf}]+|[^\S\n]+(?!\S)|[^\S\n]+"
 )
 
+_WORDS = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
+_PIECES = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(Regex(_PIECE), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
 # WordPiece learns the most frequent characters that make up this share of the text; the rest,
 # some thousand foreign letters in an encyclopedia, would cost more rows than they are worth.
 _CHARACTER_COVERAGE = 0.99999
@@ -112,13 +119,12 @@ def train_tokenizer(
 
 
 def _wordpiece(texts: Iterable[str], vocab_size: int, normalizer: Any) -> Tokenizer:
-    pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
     # A character may take two rows, `x` and `##x`: leave at least a third of them for pieces.
     alphabet = _alphabet(texts, normalizer, limit=vocab_size // 3)
-    inside_words = [f"##{c}" for c in alphabet if len(pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+    inside_words = [f"##{c}" for c in alphabet if len(_WORDS.pre_tokenize_str("a" + c)) == 1]
     learner = Tokenizer(models.WordPiece())
     learner.normalizer = normalizer
-    learner.pre_tokenizer = pre_tokenizer
+    learner.pre_tokenizer = _WORDS
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         # Left to itself the trainer numbers `##x` by a hash map's order, anew in each process,
@@ -131,7 +137,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, normalizer: Any) -> Tokeni
     learner.train_from_iterator(texts, trainer)
     vocab = learner.get_vocab()
     tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token=ROLES["unk"]))
-    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.pre_tokenizer = _WORDS
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(list(ROLES.values()))
     return tokenizer
@@ -158,12 +164,7 @@ KINDS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 def _byte_level(model: Any, normalizer: Any) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECE), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _PIECES
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -279,6 +280,28 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
             )
         ids[role] = found[0]
     return SpecialIds(**ids)
+
+
+def num_ids(tokenizer: Tokenizer) -> int:
+    """Ids are below it: the rows that an embedding needs."""
+    return int(max(tokenizer.get_vocab(with_added_tokens=True).values())) + 1
+
+
+def treatment_of_spaces(tokenizer: Tokenizer) -> str | None:
+    """Whether texts can be tokenised word by word, their ids joined.
+
+    Returns:
+        `dropped`: a text's ids are those of the words of ``text.split()``. `kept`: they are those
+        of its stretches from the last space of one run of spaces to that of the next. None: who
+        knows; only the tokenizers that `train_tokenizer` makes are known to be so.
+    """
+    parts = json.loads(tokenizer.to_str())
+    if not all(token["special"] for token in parts["added_tokens"]):
+        return None
+    for name, pre_tokenizer in (("dropped", _WORDS), ("kept", _PIECES)):
+        if parts["pre_tokenizer"] == json.loads(pre_tokenizer.__getstate__()):
+            return name
+    return None
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -1,0 +1,269 @@
+r"""One reader for each kind of corpus file: a file to paragraphs, in constant memory.
+
+Every reader yields a document's paragraphs (a table's row is one), then None. Lines end at ``\n``
+only. What is wrong is a `UserError` that names the file and the line or row.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from mlm.errors import UserError
+
+Paragraphs = Iterator[str | None]
+
+_LONGEST_LINE = 1 << 20
+"""Bytes; a longer line of plain text is cut at a space."""
+
+
+@dataclass
+class CorpusCounts:
+    """What reading has met so far; updated while it goes on."""
+
+    documents: int = 0
+    """Those that are not empty."""
+    empty_documents: int = 0
+    """Skipped: documents of nothing but white space."""
+    invalid_characters: int = 0
+    """Replaced by U+FFFD: what was not UTF-8, or half of a surrogate pair."""
+    source_bytes: int = 0
+    """How far in the files, in bytes on disk."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How text is taken from lines and cells."""
+
+    text_column: str = "text"
+    """The column of a table that holds the text."""
+    invalid_utf8: str = "error"
+    """`error`, or `replace`, which puts U+FFFD and counts."""
+    counts: CorpusCounts = field(default_factory=CorpusCounts)
+    """Kept up to date."""
+
+    def decode(self, data: bytes, where: str) -> str:
+        """``data`` as text, by the rule for what is not UTF-8."""
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            if self.invalid_utf8 == "error":
+                raise UserError(
+                    f"{where}: invalid UTF-8 ({error.reason} at byte {error.start}); convert the "
+                    "file to UTF-8, or use --invalid_utf8 replace"
+                ) from None
+        text = data.decode(errors="replace")
+        self.counts.invalid_characters += text.count("\ufffd") - data.count(b"\xef\xbf\xbd")
+        return text
+
+    def cell(self, value: Any, where: str) -> str:
+        """The text in a table's cell; null is the empty text."""
+        if value is None:
+            return ""
+        if isinstance(value, bytes):
+            return self.decode(value, where)
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise UserError(f"{where}: column {self.text_column!r} holds {kind}, not text")
+        # JSON can spell out half of a surrogate pair, which no encoding can write down.
+        return (
+            value if value.isascii() else self.decode(value.encode(errors="surrogatepass"), where)
+        )
+
+    def pick(self, row: dict[str, Any], where: str) -> str:
+        """The text of a row of named values."""
+        if self.text_column not in row:
+            self.no_column(list(row), where)
+        return self.cell(row[self.text_column], where)
+
+    def no_column(self, names: Sequence[str], where: str) -> NoReturn:
+        """Say which columns there are."""
+        there = ", ".join(map(repr, names))
+        raise UserError(
+            f"{where}: no column {self.text_column!r} among {there}; choose with --text_column"
+        )
+
+
+def read_text(path: Path, rules: Rules) -> Paragraphs:
+    """Plain text: a line is a paragraph, a blank line ends a document."""
+    is_open = False
+    for _, line in _lines(path, rules, _LONGEST_LINE):
+        paragraph = line.rstrip()
+        if paragraph:
+            is_open = True
+            yield paragraph
+        elif line.rstrip("\r\n"):
+            is_open = True  # white space: a document may consist of it, and is then empty
+        elif is_open:
+            is_open = False
+            yield None
+    if is_open:
+        yield None
+
+
+def read_jsonl(path: Path, rules: Rules) -> Paragraphs:
+    """An object a line."""
+    for number, line in _lines(path, rules):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not an object with named values")
+        yield rules.pick(row, where)
+        yield None
+
+
+def read_csv(path: Path, rules: Rules) -> Paragraphs:
+    """RFC 4180: cells may be quoted and may then hold line ends."""
+    return _read_cells(path, rules, delimiter=",", strict=True)
+
+
+def read_tsv(path: Path, rules: Rules) -> Paragraphs:
+    """Quotes are ordinary characters, as in GLUE's files."""
+    return _read_cells(path, rules, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_cells(path: Path, rules: Rules, **dialect: Any) -> Paragraphs:
+    csv.field_size_limit(sys.maxsize)  # a document may stand in one cell
+    rows = csv.reader((line for _, line in _lines(path, rules)), **dialect)
+    start = 1
+    try:
+        header = next(rows, [])
+        if not header:
+            raise UserError(f"{path}: is empty; its first line must name the columns")
+        if rules.text_column not in header:
+            rules.no_column(header, str(path))
+        column = header.index(rules.text_column)
+        start = rows.line_num + 1
+        for cells in rows:
+            if cells and len(cells) != len(header):
+                raise UserError(
+                    f"{path}: line {start}: {len(cells)} cells where the header has {len(header)}"
+                )
+            if cells:  # a line with nothing on it is not a row
+                yield cells[column]
+                yield None
+            start = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}: line {start}: {error}") from None
+
+
+def read_parquet(path: Path, rules: Rules) -> Paragraphs:
+    """A batch of rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    before, row, name = rules.counts.source_bytes, 0, rules.text_column
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            if name not in file.schema_arrow.names:
+                rules.no_column(file.schema_arrow.names, str(path))
+            for batch in file.iter_batches(batch_size=256, columns=[name]):
+                column = batch.column(0)
+                if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                    column = column.cast(pa.large_binary())  # decoded here, by the same rule
+                for value in column.to_pylist():
+                    row += 1
+                    yield rules.cell(value, f"{path}: row {row}")
+                    yield None
+                share = row / max(file.metadata.num_rows, 1)
+                rules.counts.source_bytes = before + int(share * path.stat().st_size)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}: damaged, or not a Parquet file ({reason})") from None
+
+
+def read_hub(source: str, rules: Rules) -> Paragraphs:
+    """The rows of ``hub:NAME[:CONFIG[:SPLIT]]``, streamed through `datasets`."""
+    _, name, config, split, *more = [*source.split(":"), "", ""]
+    if not name or any(more):
+        raise UserError(f"{source}: write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT")
+    from datasets import load_dataset
+
+    number = 0
+    try:
+        for row in load_dataset(name, config or None, split=split or "train", streaming=True):
+            number += 1
+            yield rules.pick(row, f"{source}: row {number}")
+            yield None
+    except UserError:
+        raise
+    except Exception as error:  # many libraries' errors come through: HTTP, files, formats
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(
+            f"{source}: cannot be read from the Hugging Face Hub; is there a network, and is the "
+            f"name right? ({reason})"
+        ) from None
+
+
+def _lines(path: Path, rules: Rules, limit: int = -1) -> Iterator[tuple[int, str]]:
+    r"""(number from 1, text with its ``\n``) of every line; one beyond ``limit`` comes in parts."""
+    with ExitStack() as stack:
+        raw = stack.enter_context(path.open("rb", buffering=0))
+        opened = OPENERS.get(path.suffix.lower(), lambda raw: raw)(raw)
+        file = stack.enter_context(io.BufferedReader(opened, 1 << 20))
+        before, number, rest = rules.counts.source_bytes, 1, b""
+        while chunk := _read_line(file, path, limit):
+            line, rest = rest + chunk, b""
+            whole = line.endswith(b"\n")
+            if not whole and len(chunk) == limit:
+                cut = line.rfind(b" ") + 1 or _last_character(line)
+                line, rest = line[:cut], line[cut:]
+            if number == 1:
+                line = _without_mark(line, path)
+            if b"\0" in line:
+                raise UserError(f"{path}: line {number}: zero bytes; a binary file, not text")
+            yield number, rules.decode(line, f"{path}: line {number}")
+            number += whole
+            if number & 0xFF == 0:
+                rules.counts.source_bytes = before + raw.tell()
+        if rest:
+            yield number, rules.decode(rest, f"{path}: line {number}")
+
+
+def _read_line(file: IO[bytes], path: Path, limit: int) -> bytes:
+    try:
+        return file.readline(limit)
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: truncated or damaged ({error})") from None
+
+
+def _without_mark(line: bytes, path: Path) -> bytes:
+    """The first line without a byte order mark; UTF-16 and UTF-32 are told by theirs."""
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: line 1: UTF-16 or UTF-32, not UTF-8; convert the file")
+    return line.removeprefix(b"\xef\xbb\xbf")
+
+
+def _last_character(line: bytes) -> int:
+    """Where the last character of ``line``, perhaps cut short, begins."""
+    tail = range(len(line) - 1, len(line) - 5, -1)
+    return next((i for i in tail if line[i] & 0xC0 != 0x80), len(line))
+
+
+OPENERS: dict[str, Callable[[Any], Any]] = {
+    ".xz": lzma.LZMAFile,
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+}
+
+READERS: dict[str, Callable[[Path, Rules], Paragraphs]] = {
+    ".txt": read_text,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
