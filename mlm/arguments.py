@@ -109,15 +109,13 @@ class CommandParser(jsonargparse.ArgumentParser):
         words = [self.prog]
         for action in self._actions:
             group, _, name = action.dest.rpartition(".")
-            short = name == "path" and group in SHORTHANDS
-            metavar = action.metavar or action.dest.upper()
             if not action.option_strings:
-                words.append(str(metavar) + ("…" if action.nargs else ""))
+                words.append(_shown(action) + ("…" if action.nargs else ""))
             elif action.required:
-                words.append(f"--{group if short else action.dest} {metavar}")
+                words.append(f"{_shown(action)} {action.metavar or action.dest.upper()}")
             if type(action).__name__ == "_ActionConfigLoad" or name == "help":
                 action.help = argparse.SUPPRESS
-            elif short and "for short" not in str(action.help):
+            elif _shown(action) == f"--{group}" and "for short" not in str(action.help):
                 action.help = f"{action.help} (--{group} for short)"
         self.usage = " ".join([*words, "[options]"]).replace("%", "%%")
 
@@ -132,8 +130,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         if match := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
             return self._explain_unrecognized(match[1].split(" ")[0])
         if match := re.match(r"the following arguments are required: (.*)", message):
-            options = {action.dest for action in self._actions if action.option_strings}
-            needed = [f"--{k}" if k in options else k.upper() for k in match[1].split(", ")]
+            shown = {action.dest: _shown(action) for action in self._actions}
+            needed = [shown.get(key, key) for key in match[1].split(", ")]
             return f"{self.prog} needs {' and '.join(needed)} (see {self.prog} --help)"
         if match := re.match(r"argument (--[\w.-]+)\S*: (.*)", message, re.DOTALL):
             return f"{match[1]}: {_one_line(match[2])}"
@@ -149,8 +147,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         value = given or re.search(r"Got value: (.*)", message, re.DOTALL)
         if hints and hints[0] is not None and value and "Expected" in message:
             got = value[1].strip()
-            shown = repr(got if len(got) <= 60 else f"{got[:60]}…")
-            return self._located(key, f"expected {describe_type(hints[0])}, got {shown}")
+            got = repr(got if len(got) <= 60 else f"{got[:60]}…")
+            return self._located(key, f"expected {describe_type(hints[0])}, got {got}")
         return self._located(key, _one_line(message.rpartition(f'Parser key "{key}":')[2]))
 
     def _explain_unrecognized(self, word: str) -> str:
@@ -254,6 +252,14 @@ def add_model_path(
 ) -> None:
     """``--model.path``, or ``--model`` for short."""
     parser.add_argument("--model.path", type=str, required=required, metavar="MODEL", help=help)
+
+
+def _shown(action: argparse.Action) -> str:
+    """What people call an option or a positional argument."""
+    if not action.option_strings:
+        return str(action.metavar or action.dest.upper())
+    group, _, name = action.dest.rpartition(".")
+    return f"--{group}" if name == "path" and group in SHORTHANDS else f"--{action.dest}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

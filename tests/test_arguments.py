@@ -208,6 +208,17 @@ def test_settings_are_a_config_that_gives_the_same_values(parser, config):
     assert settings(args)["optimizer"]["schedule"] == {"name": "linear", "warmup": 10}
 
 
+def test_what_is_needed_is_called_as_people_type_it(capsys):
+    parser = CommandParser("predict", "predicts")
+    add_model_path(parser)
+    parser.add_argument("texts", type=str, nargs="+", metavar="TEXT")
+    with pytest.raises(UserError, match=r"mlm predict needs --model and TEXT \(see"):
+        parser.parse([])
+    with pytest.raises(SystemExit):
+        parser.parse(["--help"])
+    assert capsys.readouterr().out.startswith("usage: mlm predict --model MODEL TEXT… [options]\n")
+
+
 def test_print_config_shows_what_is_in_force(parser, config, capsys):
     path = config("budget: 30min\noptimizer:\n  wandb: off\n")
     with pytest.raises(SystemExit) as stop:
