@@ -25,9 +25,7 @@ import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 
-_TRAINING = (
-    "--trainer.max_steps 4 --trainer.val_check_interval 4 --trainer.devices 1 --data.batch_size 4"
-)
+_TRAINING = "--budget 4steps --trainer.val_check_interval 4 --trainer.devices 1 --data.batch_size 4"
 _OFF = "--trainer.accelerator cpu --trainer.strategy auto --logging.wandb off --data.num_workers 0"
 _TINY = (
     "--model.hidden_size 32 --model.num_hidden_layers 2 --model.num_attention_heads 2 "
