@@ -15,14 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from mlm.batch import Batch, ragged
 from mlm.data.tables import column_values, read_table, text_column
@@ -31,6 +30,9 @@ from mlm.model.config import EncoderConfig
 from mlm.model.pooling import POOLINGS
 from tasks.heads import default_pooling
 from tasks.options import TaskSettings
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 # name: where its class stands. A class of your own is named by its dotted path instead.
 TASKS: dict[str, str] = {

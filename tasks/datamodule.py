@@ -96,6 +96,7 @@ class FineTuningDataModule(LightningDataModule):
         accumulation: int = 1,
     ) -> None:
         super().__init__()
+        Share(accumulation=accumulation).micro_batch_size(options.batch_size)
         self.task, self.train, self.validation = task, train, validation
         self.options, self.seed, self.accumulation = options, seed, accumulation
 

@@ -6,11 +6,10 @@ import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 
 from mlm.batch import Batch
 from mlm.errors import UserError
@@ -18,6 +17,9 @@ from mlm.model.config import EncoderConfig
 from tasks.base import Rows, Task
 from tasks.heads import PooledHead
 from tasks.options import TaskSettings
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 _SCALED = ("head.classifier.weight", "head.classifier.bias")
 
@@ -99,11 +101,15 @@ class Regression(Task):
 
     def metrics(self) -> MetricCollection:
         """Pearson's and Spearman's correlation, and the mean squared error."""
+        from torchmetrics import MeanSquaredError, MetricCollection, SpearmanCorrCoef
+
+        from tasks.metrics import Pearson
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that ranks need all values is no news
             return MetricCollection(
                 {
-                    "pearson": PearsonCorrCoef(),
+                    "pearson": Pearson(),
                     "spearman": SpearmanCorrCoef(),
                     "mse": MeanSquaredError(),
                 }

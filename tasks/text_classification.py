@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
-)
 
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.base import Rows, Task
 from tasks.heads import PooledHead
 from tasks.options import TaskSettings
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 def label_text(value: Any) -> str | None:
@@ -119,15 +114,20 @@ class TextClassification(Task):
 
     def metrics(self) -> MetricCollection:
         """Accuracy, macro F1, MCC and the confusion matrix; F1 of the second of two classes."""
+        from torchmetrics import Metric, MetricCollection
+        from torchmetrics import classification as c
+
+        from tasks.metrics import PositiveF1
+
         classes = len(self._known())
         metrics: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "macro_f1": MulticlassF1Score(classes, average="macro"),
-            "mcc": MulticlassMatthewsCorrCoef(classes),
-            "confusion_matrix": MulticlassConfusionMatrix(classes),
+            "accuracy": c.MulticlassAccuracy(classes, average="micro"),
+            "macro_f1": c.MulticlassF1Score(classes, average="macro"),
+            "mcc": c.MulticlassMatthewsCorrCoef(classes),
+            "confusion_matrix": c.MulticlassConfusionMatrix(classes),
         }
         if len(self.settings.labels) == 2:
-            metrics["f1"] = _PositiveF1(classes, average="none")
+            metrics["f1"] = PositiveF1(classes)
         return MetricCollection(metrics)
 
     def decide(self, outputs: Tensor) -> Tensor:
@@ -178,13 +178,6 @@ class TextClassification(Task):
                 raise UserError(f"{where}: label {label!r} is not in data.labels ({known})")
             labels.append(label)
         return labels
-
-
-class _PositiveF1(MulticlassF1Score):
-    """F1 of class 1, which in binary tasks is the positive one."""
-
-    def compute(self) -> Tensor:
-        return torch.as_tensor(super().compute())[1]
 
 
 def _check_given(labels: Sequence[str]) -> None:

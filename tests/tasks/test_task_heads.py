@@ -1,0 +1,119 @@
+"""The pooled heads against plain references and against transformers."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from toy import toy_config
+
+from mlm.batch import ragged
+from mlm.checkpoint import save_folder
+from mlm.errors import UserError
+from mlm.model.config import preset
+from mlm.model.pooling import pool_cls, pool_mean
+from tasks.heads import PooledHead, TaskModel, default_pooling
+
+SEQUENCES = [[2, 9, 8, 7, 3], [2, 3], [2, 11, 3], [2, 5, 6, 7, 8, 9, 10, 3]]
+
+
+def config(family, **changes):
+    return preset(
+        family, "tiny", vocab_size=20, hidden_size=16, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, **changes,
+    )  # fmt: skip
+
+
+def hidden_states(batch, width=16):
+    return torch.randn(batch.num_tokens, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"), [(pool_cls, lambda x: x[0]), (pool_mean, lambda x: x.mean(0))]
+)
+def test_pooling_equals_one_sequence_at_a_time(pool, expected):
+    batch = ragged(SEQUENCES)
+    hidden = hidden_states(batch)
+    parts = hidden.split(batch.sequence_lengths.tolist())
+    torch.testing.assert_close(
+        pool(hidden, batch.cu_seqlens), torch.stack([expected(part) for part in parts])
+    )
+
+
+def test_mean_pooling_keeps_digits_in_bfloat16():
+    hidden = torch.full((4000, 1), 0.1, dtype=torch.bfloat16)
+    pooled = pool_mean(hidden, torch.tensor([0, 4000], dtype=torch.int32))
+    assert pooled.dtype == torch.bfloat16
+    assert pooled.item() == hidden[0].item()
+
+
+def test_mean_pooling_has_gradients():
+    hidden = hidden_states(ragged(SEQUENCES)).double().requires_grad_()
+    offsets = ragged(SEQUENCES).cu_seqlens
+    pool_mean(hidden, offsets)[1].sum().backward()
+    lengths = [len(s) for s in SEQUENCES]
+    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
+    expected = (owner == 1).double()[:, None].expand(-1, 16) / lengths[1]
+    torch.testing.assert_close(hidden.grad, expected)
+
+
+def test_bert_head_is_dense_tanh_classifier():
+    head = PooledHead(config("bert"), 3, "cls").eval()
+    batch = ragged(SEQUENCES)
+    hidden = hidden_states(batch)
+    first = hidden[batch.cu_seqlens[:-1].long()]
+    dense, out = head.dense, head.classifier
+    expected = F.linear(torch.tanh(F.linear(first, dense.weight, dense.bias)), out.weight, out.bias)
+    torch.testing.assert_close(head(hidden, batch), expected)
+
+
+def test_modern_head_is_dense_gelu_norm_classifier():
+    head = PooledHead(config("modern"), 3, "mean").eval()
+    batch = ragged(SEQUENCES)
+    hidden = hidden_states(batch)
+    mean = torch.stack([p.mean(0) for p in hidden.split(batch.sequence_lengths.tolist())])
+    inner = F.gelu(F.linear(mean, head.dense.weight))
+    normed = F.layer_norm(inner, (16,), head.norm.weight, eps=1e-5)
+    expected = F.linear(normed, head.classifier.weight, head.classifier.bias)
+    assert head.dense.bias is None
+    assert head.norm.bias is None
+    torch.testing.assert_close(head(hidden, batch), expected)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours():
+    torch.manual_seed(0)
+    for family in ("bert", "modern"):
+        c = config(family)
+        model = TaskModel(c, PooledHead(c, 2, default_pooling(c))).eval()
+        together = model(ragged(SEQUENCES))
+        changed = model(ragged([SEQUENCES[0], [2, 4], *SEQUENCES[2:]]))
+        assert torch.equal(together[[0, 2, 3]], changed[[0, 2, 3]])
+        alone = torch.cat([model(ragged([s])) for s in SEQUENCES])
+        torch.testing.assert_close(together, alone)
+
+
+def test_unknown_pooling_names_the_nearest():
+    with pytest.raises(UserError, match=r"model\.pooling: 'maen'.*did you mean mean\?"):
+        PooledHead(config("bert"), 2, "maen")
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"), [("bert", "cls"), ("modern", "cls"), ("modern", "mean")]
+)
+def test_logits_equal_those_of_transformers(family, pooling, tmp_path, tokenizer):
+    transformers = pytest.importorskip("transformers")
+
+    torch.manual_seed(1)
+    c = toy_config(family, tokenizer)
+    model = TaskModel(c, PooledHead(c, 3, pooling)).eval()
+    for parameter in model.parameters():  # so that biases and norms count too
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_folder(
+        tmp_path / "model", config=c, head="sequence_classification", state=model.state_dict(),
+        tokenizer=tokenizer, info={"pooling": pooling}, labels=["a", "b", "c"],
+    )  # fmt: skip
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    length = max(map(len, SEQUENCES))
+    ids = torch.tensor([s + [0] * (length - len(s)) for s in SEQUENCES])
+    mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in SEQUENCES])
+    with torch.inference_mode():
+        expected = theirs.eval()(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(model(ragged(SEQUENCES)), expected, atol=1e-4, rtol=0)

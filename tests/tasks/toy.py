@@ -1,0 +1,73 @@
+"""A toy world: reviews whose sentiment one word gives away, and small models to start from."""
+
+import csv
+import random
+from pathlib import Path
+
+import torch
+
+from mlm.checkpoint import save_folder
+from mlm.data.tokenizer import train_tokenizer
+from mlm.model.config import EncoderConfig, preset
+from mlm.model.heads import MaskedLanguageModel
+from tasks.base import Rows
+
+GOOD = ["wonderful", "moving", "funny", "brilliant"]
+BAD = ["dull", "clumsy", "boring", "awful"]
+FILLER = ["the", "film", "is", "a", "story", "about", "people", "and", "their", "house", "with"]
+
+
+def toy_rows(count: int, seed: int) -> list[tuple[str, str]]:
+    """(text, label): of 3 to 12 words one decides."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label, decisive = (("pos", GOOD), ("neg", BAD))[number % 2]
+        words = [draw.choice(FILLER) for _ in range(draw.randint(2, 11))]
+        words.insert(draw.randint(0, len(words)), draw.choice(decisive))
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def number_rows(count: int, seed: int) -> list[tuple[str, str, float]]:
+    """(sentence1, sentence2, label): ten times the count of one word, and a thousand."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        hits = draw.randint(0, 5)
+        words = ["funny"] * hits + [draw.choice(FILLER) for _ in range(6 - hits)]
+        draw.shuffle(words)
+        rows.append((" ".join(words), draw.choice(FILLER), 1000 + 10 * hits + draw.random()))
+    return rows
+
+
+def write_csv(path: Path, header: list[str], rows: list[tuple]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def table(tmp_path: Path, header: list[str], rows: list[tuple]) -> Rows:
+    """A table read back from a file."""
+    return Rows.read(write_csv(tmp_path / "table.csv", header, rows))
+
+
+def toy_tokenizer():
+    return train_tokenizer([t for t, _ in toy_rows(200, 0)], vocab_size=200)
+
+
+def toy_config(family: str, tokenizer, **changes) -> EncoderConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
+    vocab_size = tokenizer.get_vocab_size()
+    return preset(family, "tiny", vocab_size=vocab_size, **(sizes | changes))
+
+
+def write_pretrained(directory: Path, family: str, tokenizer, **changes) -> Path:
+    """A folder of a masked language model with random weights."""
+    torch.manual_seed(0)
+    config = toy_config(family, tokenizer, **changes)
+    state = MaskedLanguageModel(config).state_dict()
+    save_folder(
+        directory, config=config, head="masked_lm", state=state, tokenizer=tokenizer, info={}
+    )
+    return directory
