@@ -1,6 +1,6 @@
 """What `mlm demo` carries with it, so that it needs no network: a corpus, reviews, a baseline.
 
-The reviews were written for this repository. Each has a neighbour of the opposite label, mostly on
+The reviews were written for this repository. Each has a neighbour of the opposite label, often on
 the same subject: rows 1 and 2, 3 and 4, … A set that cuts such pairs in two would have the
 subject's words point the wrong way, so cut at even places.
 """
