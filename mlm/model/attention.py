@@ -177,7 +177,11 @@ def _pad(qkv: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
 def _unpad(padded: Tensor, layout: Layout) -> Tensor:
     """(B, N, S, H) → (T, N, H)."""
     flat = padded.transpose(1, 2).flatten(0, 1)
-    return flat if layout.slots is None else _Take.apply(flat, layout.slots)
+    if layout.slots is None:
+        return flat
+    if torch.compiler.is_compiling():  # fuses the gradient itself
+        return flat.index_select(0, layout.slots)
+    return _Take.apply(flat, layout.slots)
 
 
 class _Take(torch.autograd.Function):

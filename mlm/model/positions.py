@@ -70,7 +70,12 @@ def rotate(qkv: Tensor, by: Rotation) -> Tensor:
         qkv: (T, 3, N, H): queries, keys and values; the values stay as they are.
         by: the batch's rotation.
     """
-    return _Rotate.apply(qkv, by.cos.to(qkv.dtype), by.sin.to(qkv.dtype))
+    cos, sin = by.cos.to(qkv.dtype), by.sin.to(qkv.dtype)
+    if torch.compiler.is_compiling():  # fuses copies and gradients itself
+        first, second = qkv[:, :2].chunk(2, dim=-1)
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return torch.cat([turned, qkv[:, 2:]], dim=1)
+    return _Rotate.apply(qkv, cos, sin)
 
 
 class _Rotate(torch.autograd.Function):

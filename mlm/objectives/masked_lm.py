@@ -44,7 +44,7 @@ def collate(
     keys: Sequence[int],
     vocabulary: Vocabulary,
     max_rate: float,
-    fill_to: int | None = None,
+    still_length: int | None = None,
 ) -> Batch:
     """Rows of documents' pieces → one ragged batch with its masking candidates.
 
@@ -53,8 +53,9 @@ def collate(
         keys: for each row the key of its mask.
         vocabulary: ids that masking must know.
         max_rate: the highest rate that `at_rate` will be asked for.
-        fill_to: a number of tokens to fill the batch up to, so that its shapes stand still for
-            `torch.compile`; the filler is a sequence of its own without candidates.
+        still_length: the length of a full row, to make shapes stand still for `torch.compile`: the
+            batch is filled up to rows · length tokens by sequences of their own without candidates,
+            and the number of sequences up to a coarse step by empty ones.
     """
     sequences: list[np.ndarray] = []
     candidates, starts, start = [], [], 0
@@ -71,9 +72,19 @@ def collate(
         starts.append(start)
         start += ids.size
         sequences += framed
-    if fill_to is not None and start < fill_to:
-        sequences += [np.full(fill_to - start, vocabulary.sep)]
+    if still_length is not None:
+        missing = len(rows) * still_length - start
+        whole, rest = divmod(missing, still_length)
+        sequences += [np.full(n, vocabulary.sep) for n in [still_length] * whole + [rest] if n]
     batch = ragged(sequences)
+    if still_length is not None:
+        step = max(8, len(rows) // 4)
+        empty = -batch.num_sequences % step
+        batch = replace(
+            batch,
+            cu_seqlens=F.pad(batch.cu_seqlens, (0, empty), value=batch.num_tokens),
+            max_seqlen=still_length,
+        )
     positions = np.concatenate([c.positions + s for c, s in zip(candidates, starts, strict=True)])
     return replace(
         batch,

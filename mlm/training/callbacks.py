@@ -20,6 +20,13 @@ class EndOfBudget(Callback):
     After the last step Lightning validates once more; after a signal there is no time for that.
     """
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """A run that was finished before has nothing to go on with."""
+        assert isinstance(module, SumLossModule)
+        if module.spent.is_over(module.budget):
+            trainer.limit_val_batches = 0
+            trainer.should_stop = True
+
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Look, after each finished step."""
         assert isinstance(module, SumLossModule)

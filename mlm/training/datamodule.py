@@ -145,7 +145,7 @@ class TrainingBatches(Dataset[Batch]):
             [mix(self.seed, g) for g in places],
             self.vocabulary,
             max(options.mlm_probability, options.mlm_probability_end),
-            fill_to=len(places) * options.sequence_length if self.still else None,
+            still_length=options.sequence_length if self.still else None,
         )
 
 

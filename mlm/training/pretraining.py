@@ -26,6 +26,7 @@ from mlm.training.datamodule import (
     VALIDATION_RATE,
     DataOptions,
     PretrainingDataModule,
+    Share,
     ValidationBatches,
     row_lengths,
     vocabulary_of,
@@ -109,6 +110,7 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
         loggers,
         FolderCheckpointIO(save),
     )
+    Share(0, trainer.world_size, accumulation).micro_batch_size(data.batch_size)  # or refuse
     write_config(run_dir, resolved)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:

@@ -58,8 +58,10 @@ def test_still_shapes_change_no_figure():
     model = MaskedLanguageModel(preset("modern", "tiny", vocab_size=200)).double()
     data = rows()
     loose = at_rate(collate(data, range(6), VOCABULARY, 0.3), 0.2)
-    still = at_rate(collate(data, range(6), VOCABULARY, 0.3, fill_to=1000), 0.2, capacity=300)
-    assert still.input_ids.numel() == 1000
+    still = at_rate(collate(data, range(6), VOCABULARY, 0.3, still_length=200), 0.2, capacity=300)
+    assert still.input_ids.numel() == 1200
+    assert still.num_sequences % 8 == 0
+    assert still.max_seqlen == 200
     assert still.masked_positions.numel() == 300
     a, b = score(model, loose), score(model, still)
     torch.testing.assert_close(a.loss, b.loss)

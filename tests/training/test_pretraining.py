@@ -69,6 +69,16 @@ def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_finished_run_is_left_as_it_is(pretrain_settings, tmp_path):
+    pretrain(pretrain_settings("--budget 4steps"))
+    before = (tmp_path / "run" / "metrics.csv").read_text()
+    weights = read_folder(tmp_path / "run" / "model").state
+    pretrain(pretrain_settings("--budget 4steps --resume auto"))
+    assert (tmp_path / "run" / "metrics.csv").read_text() == before
+    again = read_folder(tmp_path / "run" / "model").state
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
 def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
     curves = []
     for accumulation in (1, 2, 4):
@@ -164,7 +174,7 @@ def test_sigterm_saves_and_exits_with_143(store, tmp_path):
         ("--trainer.accumulate_grad_batches 3", "multiple of 3"),
         ("--budget 5parsecs", "budget"),
         ("--trainer.max_steps 5 --trainer.max_epochs 2", "max_steps and trainer.max_epochs"),
-        ("--trainer.strategy fsdp", "muon"),
+        ("--trainer.strategy fsdp", "Muon"),
         ("--resume no/such/checkpoint", "no/such/checkpoint"),
         ("--model.position ropes", "rope"),
         ("--model no/such/model", "no/such/model"),
@@ -224,6 +234,7 @@ def test_training_goes_on_from_a_model_folder(pretrain_settings, tmp_path):
     assert losses(tmp_path / "b")[1] < losses(tmp_path / "a")[1] - 0.5
 
 
+@pytest.mark.slow
 def test_compiling_changes_no_loss(pretrain_settings, tmp_path):
     common = "--optimizer.name adamw --budget 4steps"
     pretrain(pretrain_settings(f"{common} --run_dir {tmp_path / 'eager'}"))
