@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Full, Queue
-from threading import Thread
+from threading import Thread, main_thread
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -105,7 +104,6 @@ class WandbRun(Logger):
         thread, self._thread, self._over = self._thread, None, True
         if thread is None or self._calls is None:
             return
-        atexit.unregister(self.close)
         with suppress(Full):  # then it has hung for long, and does not come to an end below
             self._calls.put_nowait(None)
             thread.join(timeout=START_SECONDS + FINISH_SECONDS)
@@ -127,6 +125,13 @@ class WandbRun(Logger):
             target=self._work, args=(arguments, self._calls), name="wandb", daemon=True
         )
         self._thread.start()
+        Thread(target=self._close_at_exit, name="wandb-exit").start()
+
+    def _close_at_exit(self) -> None:
+        # Not by `atexit`: wandb's own hook there ends the process that uploads, and would come
+        # first where the run has only just begun. A thread is waited for before all of them.
+        main_thread().join()
+        self.close()
 
     @rank_zero_only
     def _put(self, call: Callable[[WandbLogger], object]) -> None:
@@ -142,8 +147,6 @@ class WandbRun(Logger):
         wandb = import_wandb()
         try:
             self._run = wandb.init(**arguments)
-            # After wandb's own hook, so before it at exit: theirs ends the process that uploads.
-            atexit.register(self.close)
             self._run.define_metric("trainer/global_step")
             self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
             logger = WandbLogger(experiment=self._run)
