@@ -35,7 +35,7 @@ def majority_class(labels: Sequence[str]) -> str:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share of ``correct`` in ``total``; holds for small counts as well.
 
     https://doi.org/10.1080/01621459.1927.10502953
