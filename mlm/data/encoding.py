@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
     characters: np.ndarray
     """(n,) int64."""
     words: np.ndarray
-    """(n,) int64: what stands between spaces and line ends."""
+    """(n,) int64: what stands between white space."""
     bytes: np.ndarray
     """(n,) int64: in UTF-8."""
 
@@ -92,8 +92,9 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Encode ``texts``, each by itself."""
         data = [text.encode() for text in texts]
+        words = [text.split() for text in texts]
         if self._spaces == "dropped":
-            ids, ends = self._look_up([text.split() for text in texts])
+            ids, ends = self._look_up(words)
         elif self._spaces == "kept":
             ids, ends = self._look_up([_with_spaces(text) for text in texts])
         else:
@@ -103,7 +104,7 @@ class TextEncoder:
             ends,
             hashes=_numbers((_hash(d, self._seed) for d in data), np.uint64, len(texts)),
             characters=_numbers(map(len, texts), np.int64, len(texts)),
-            words=_numbers(map(_count_words, texts), np.int64, len(texts)),
+            words=_numbers(map(len, words), np.int64, len(texts)),
             bytes=_numbers(map(len, data), np.int64, len(texts)),
         )
 
@@ -173,10 +174,6 @@ def _with_spaces(text: str) -> list[str]:
     return words
 
 
-def _count_words(text: str) -> int:
-    return text.count(" ") - text.count("  ") + text.count("\n") + 1
-
-
 def _numbers(values: Iterable[int], dtype: Any, count: int) -> np.ndarray:
     return np.fromiter(values, dtype=dtype, count=count)
 
@@ -210,9 +207,9 @@ def encode_batches(
         return
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(processes))
-        workers = [_Worker(tokenizer, seed) for _ in range(processes)]
         idle: SimpleQueue[_Worker] = SimpleQueue()
-        for worker in workers:
+        for _ in range(processes):
+            worker = _Worker(tokenizer, seed)
             stack.callback(worker.stop)  # before the threads end: one may be waiting for it
             idle.put(worker)
 
@@ -258,7 +255,7 @@ class _Worker:
             pickle.dump(texts, self._to, protocol=5)
             self._to.flush()
             return Encoded(*pickle.load(self._from))
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             code = self._process.wait()
             raise RuntimeError(
                 f"a tokenising process ended with code {code} (-9 is often a lack of memory)"
@@ -280,5 +277,5 @@ def serve() -> None:
         while True:
             pickle.dump(tuple(encoder(pickle.load(source))), sink, protocol=5)
             sink.flush()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # the parent is gone
         os._exit(0)

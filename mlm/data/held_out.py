@@ -64,13 +64,16 @@ class HeldOut:
                 yield Piece(text, last)
 
 
-def plan(read: Callable[[], Iterable[Piece]], share: float, seed: int) -> HeldOut:
+def plan(
+    read: Callable[[], Iterable[Piece]], share: float, seed: int, corpus: str = "corpus"
+) -> HeldOut:
     """Read as far as it takes to know that both splits get a document, and set the rule.
 
     Args:
         read: begins to read the corpus, each time anew.
         share: of the documents, to be held out.
         seed: decides which.
+        corpus: its name, for messages.
 
     Raises:
         UserError: a corpus without text, or too little for two splits.
@@ -88,15 +91,15 @@ def plan(read: Callable[[], Iterable[Piece]], share: float, seed: int) -> HeldOu
         characters += len(text)
         begins = last
     if not documents:
-        raise UserError("corpus: holds no text; every document in it is empty")
+        raise UserError(f"{corpus}: holds no text")
     if documents == 1:
-        return HeldOut(seed, cut=_where_to_cut(read(), int((1 - share) * characters)))
+        return HeldOut(seed, cut=_where_to_cut(read(), int((1 - share) * characters), corpus))
     if len(hashes) == 1:
-        raise UserError("corpus: all documents are the same; none can be held out for validation")
+        raise UserError(f"{corpus}: all {documents} documents are the same; none can be held out")
     return HeldOut(seed, min(hashes))
 
 
-def _where_to_cut(pieces: Iterable[Piece], wanted: int) -> int:
+def _where_to_cut(pieces: Iterable[Piece], wanted: int, corpus: str) -> int:
     """Characters before the paragraph (of a single one: the word) nearest to ``wanted``."""
     before = 0
     for text, last in pieces:
@@ -111,4 +114,4 @@ def _where_to_cut(pieces: Iterable[Piece], wanted: int) -> int:
                 return before
             break
         before += len(text)
-    raise UserError("corpus: one word is too little to train on and to validate with")
+    raise UserError(f"{corpus}: a single word is too little to train on and to validate with")

@@ -140,7 +140,7 @@ def _build(
         hub = any(source.startswith("hub:") for source in sources)
         return None if hub else counts.source_bytes / max(total, 1)
 
-    held_out = plan(read, options.validation_share, options.seed)
+    held_out = plan(read, options.validation_share, options.seed, ", ".join(options.corpus))
     tokenizer = given or _train(held_out.for_training(read()), options, share)
     learned = time.monotonic()
     with (
@@ -206,7 +206,7 @@ def _write(
     unknown = special_ids(tokenizer).unk
     writers = {name: SplitWriter(draft / name, name, dtype) for name in SPLITS}
     splits = {name: dict.fromkeys(("characters", "words", "unknown"), 0) for name in SPLITS}
-    processes = options.num_processes or len(os.sched_getaffinity(0))
+    processes = options.num_processes or _cores()
     batches = _batches(held_out.divide(pieces))
     documents, begins, goes_on = 0, True, False  # whether the document that goes on is held out
     for last, encoded in encode_batches(batches, tokenizer, processes, options.seed):
@@ -247,6 +247,13 @@ def _report(
         "unknown_share": round(total("unknown") / total("tokens"), 6),
         "invalid_characters": counts.invalid_characters,
     }
+
+
+def _cores() -> int:
+    """Those this process may run on, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _add(writer: SplitWriter, encoded: Encoded, mine: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from mlm.errors import UserError
 
@@ -217,16 +217,21 @@ def _lines(path: Path, rules: Rules, limit: int = -1) -> Iterator[tuple[int, str
         opened = OPENERS.get(path.suffix.lower(), lambda raw: raw)(raw)
         file = stack.enter_context(io.BufferedReader(opened, 1 << 20))
         before, number, rest = rules.counts.source_bytes, 1, b""
-        while chunk := _read_line(file, path, limit):
+        head = _guarded(path, lambda: file.peek(1))
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{path}: is UTF-16 or UTF-32, not UTF-8; convert the file")
+        if b"\0" in head:
+            raise UserError(f"{path}: is a binary file, not text (it holds zero bytes)")
+        while chunk := _guarded(path, lambda: file.readline(limit)):
             line, rest = rest + chunk, b""
             whole = line.endswith(b"\n")
             if not whole and len(chunk) == limit:
                 cut = line.rfind(b" ") + 1 or _last_character(line)
                 line, rest = line[:cut], line[cut:]
             if number == 1:
-                line = _without_mark(line, path)
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
             if b"\0" in line:
-                raise UserError(f"{path}: line {number}: zero bytes; a binary file, not text")
+                raise UserError(f"{path}: line {number}: a zero byte; is this a binary file?")
             yield number, rules.decode(line, f"{path}: line {number}")
             number += whole
             if number & 0xFF == 0:
@@ -235,18 +240,11 @@ def _lines(path: Path, rules: Rules, limit: int = -1) -> Iterator[tuple[int, str
             yield number, rules.decode(rest, f"{path}: line {number}")
 
 
-def _read_line(file: IO[bytes], path: Path, limit: int) -> bytes:
+def _guarded(path: Path, read: Callable[[], bytes]) -> bytes:
     try:
-        return file.readline(limit)
+        return read()
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: truncated or damaged ({error})") from None
-
-
-def _without_mark(line: bytes, path: Path) -> bytes:
-    """The first line without a byte order mark; UTF-16 and UTF-32 are told by theirs."""
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: line 1: UTF-16 or UTF-32, not UTF-8; convert the file")
-    return line.removeprefix(b"\xef\xbb\xbf")
 
 
 def _last_character(line: bytes) -> int:
