@@ -14,7 +14,7 @@ empty. A row is found in it by binary search.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Protocol, overload
+from typing import Protocol, SupportsInt, overload
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Ends(Protocol):
     def __len__(self) -> int: ...
 
     @overload
-    def __getitem__(self, index: int) -> np.int64: ...
+    def __getitem__(self, index: int) -> SupportsInt: ...
     @overload
     def __getitem__(self, index: slice) -> np.ndarray: ...
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -143,14 +142,11 @@ def _build(
     held_out = plan(read, options.validation_share, options.seed, ", ".join(options.corpus))
     tokenizer = given or _train(held_out.for_training(read()), options, share)
     learned = time.monotonic()
-    with (
-        new_store(output) as (draft, manifest),
-        ThreadPoolExecutor(1) as beside,
-        Meter("tokenising", share) as meter,
-    ):
-        hashes = [beside.submit(content_hash, source) for source in sources]
-        documents, splits = _write(draft, held_out, read(), tokenizer, options, meter)
+    with new_store(output) as (draft, manifest):
+        with Meter("tokenising", share) as meter:
+            documents, splits = _write(draft, held_out, read(), tokenizer, options, meter)
         save_tokenizer(tokenizer, draft / "tokenizer", _NO_LIMIT)
+        contents = [content_hash(source) for source in sources]
         if [describe_source(source) for source in sources] != described:
             raise UserError("corpus: a file changed while it was read; prepare again")
         end = time.monotonic()
@@ -170,8 +166,8 @@ def _build(
             "splits": splits,
             "options": _compared(options),
             "sources": [
-                {**entry, "sha256": future.result()}
-                for entry, future in zip(described, hashes, strict=True)
+                {**entry, "sha256": content}
+                for entry, content in zip(described, contents, strict=True)
             ],
             "report": report,
         }

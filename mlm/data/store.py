@@ -202,21 +202,24 @@ class DocumentEnds:
         for batch in offsets:
             self.batch_documents.append(self.batch_documents[-1] + len(batch) - 1)
             self.batch_tokens.append(self.batch_tokens[-1] + int(batch[-1]) - int(batch[0]))
+        firsts = (int(batch[0]) for batch in offsets)
+        self._shifts = [t - first for t, first in zip(self.batch_tokens, firsts, strict=False)]
 
     def __len__(self) -> int:
         return self.batch_documents[-1]
 
     @overload
-    def __getitem__(self, index: int) -> np.int64: ...
+    def __getitem__(self, index: int) -> int: ...
     @overload
     def __getitem__(self, index: slice) -> np.ndarray: ...
-    def __getitem__(self, index: int | slice) -> np.int64 | np.ndarray:
+    def __getitem__(self, index: int | slice) -> int | np.ndarray:
         if not isinstance(index, slice):
-            index = range(len(self))[index]  # negative ones too, and the right error
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"document {index} of {len(self)}")
+            index %= len(self)
             b = bisect_right(self.batch_documents, index) - 1
-            batch = self.offsets[b]
             place = index - self.batch_documents[b] + 1
-            return np.int64(int(batch[place]) - int(batch[0]) + self.batch_tokens[b])
+            return int(self.offsets[b][place]) + self._shifts[b]
         start, stop, _ = index.indices(len(self))
         parts = [np.empty(0, dtype=np.int64)]
         b = bisect_right(self.batch_documents, start) - 1
@@ -225,7 +228,7 @@ class DocumentEnds:
             b += 1
             last = min(stop, self.batch_documents[b])
             part = batch[start - before + 1 : last - before + 1].astype(np.int64)
-            parts.append(part + (self.batch_tokens[b - 1] - int(batch[0])))
+            parts.append(part + self._shifts[b - 1])
             start = last
         return np.concatenate(parts)
 
