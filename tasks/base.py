@@ -144,8 +144,8 @@ class Task(abc.ABC):
 
     def examples(self, rows: Rows, tokenizer: Tokenizer) -> list[Example]:
         """Labelled examples for training and evaluation."""
-        targets = self.targets(rows)  # first: a mistake is told before the long work
-        encoded = self.encode(self.inputs(rows), tokenizer)
+        inputs, targets = self.inputs(rows), self.targets(rows)  # mistakes before the long work
+        encoded = self.encode(inputs, tokenizer)
         return [replace(e, label=label) for e, label in zip(encoded, targets, strict=True)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:

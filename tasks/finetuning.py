@@ -103,14 +103,13 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     config = folder.config.replace(**changes)
     checkpoint = CheckpointOptions(**settings["checkpoint"])
     train, validation = Rows.read(settings["train"]), Rows.read(settings["validation"])
-    for line in task.fit(train, config):
-        _warn(line)
-    for line in task.remarks(validation):
-        _warn(line)
+    remarks = task.fit(train, config) + task.remarks(validation)
     monitor = (checkpoint.monitor or task.monitor).removeprefix("val/")
     task.higher_is_better(monitor)  # refuses what is no metric
     examples = task.examples(train, folder.tokenizer)
     held_out = task.examples(validation, folder.tokenizer)
+    for line in remarks:
+        _warn(line)
     _say_what_is_read(task, {"train": examples, "validation": held_out})
     trainer = dict(settings["trainer"])
     device = resolve_device(trainer["accelerator"])

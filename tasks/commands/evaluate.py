@@ -1,0 +1,146 @@
+"""``mlm evaluate``: metrics of a model on data, as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlm.arguments import CommandParser, add_data_path, add_model_path
+from mlm.errors import UserError
+from tasks.options import add_inference_arguments
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """The options of ``mlm evaluate``."""
+    add_model_path(parser, "a model folder, fine-tuned or pretrained")
+    add_data_path(
+        parser,
+        "for a fine-tuned model a table with labels; for a pretrained one a token store (its "
+        "validation split) or text files",
+    )
+    add = parser.add_argument
+    add("--output", type=str | None, default=None, metavar="FILE", help="also write the JSON here")
+    add(
+        "--data.text_column",
+        type=str | list[str] | None,
+        default=None,
+        help="the table's column, or two for a pair; by default those trained on",
+    )
+    add(
+        "--data.label_column",
+        type=str | None,
+        default=None,
+        help="the table's column with the right answers; by default the one trained on",
+    )
+    add(
+        "--data.sequence_length",
+        type=int | None,
+        default=None,
+        help="tokens in a row of text, for a pretrained model; by default 128, or its positions",
+    )
+    add_inference_arguments(parser, precision="fp32")
+
+
+def run(args: Any) -> None:
+    """Print the metrics, and write them where asked."""
+    from mlm.checkpoint import read_folder
+
+    masked_lm = read_folder(args.model.path).head == "masked_lm"
+    scores = evaluate_pretrained(args) if masked_lm else evaluate_task(args)
+    # JSON has no NaN, which is what a correlation of constants is.
+    line = json.dumps({k: v if math.isfinite(v) else None for k, v in scores.items()})
+    print(line)
+    if args.output is not None:
+        from mlm.files import atomic_file
+
+        with atomic_file(args.output) as draft:
+            draft.write_text(line + "\n", encoding="utf-8")
+
+
+def evaluate_task(args: Any) -> dict[str, float]:
+    """A fine-tuned model's metrics on a table."""
+    from dataclasses import replace
+
+    from mlm.training.logging import say
+    from tasks.base import Rows
+    from tasks.inference import Predictor
+    from tasks.options import with_text_column
+    from tasks.reports import as_text
+
+    if Path(args.data.path).is_dir():
+        raise UserError(f"{args.data.path}: is a folder; a fine-tuned model takes a table")
+    predictor = Predictor.from_pretrained(args.model.path, args.device, args.precision, args.task)
+    task = predictor.task
+    task.settings = with_text_column(task.settings, args.data.text_column)
+    if args.data.label_column is not None:
+        task.settings = replace(task.settings, label_column=args.data.label_column)
+    rows = Rows.read(args.data.path)
+    examples = task.examples(rows, predictor.tokenizer)
+    for line in task.remarks(rows):
+        say(f"warning: {line}")
+    values = predictor.compute(examples)
+    for name, table in task.tables(values).items():
+        print(f"{name.replace('_', ' ')}:\n{as_text(table)}", file=sys.stderr)
+    return {name: float(value) for name, value in values.items() if value.ndim == 0}
+
+
+def evaluate_pretrained(args: Any) -> dict[str, float]:
+    """A pretrained model's masked loss on a token store's validation split or on text files."""
+    from mlm.checkpoint import build_masked_lm, read_folder
+    from mlm.data.store import MANIFEST, TokenStore
+    from mlm.data.tokenizer import num_ids, special_ids
+    from mlm.objectives.masked_lm import Vocabulary
+    from mlm.training.datamodule import Split
+    from mlm.training.evaluation import evaluate_masked_lm
+    from mlm.training.precision import resolve_device
+
+    folder, path = read_folder(args.model.path), Path(args.data.path)
+    longest = folder.config.max_position_embeddings
+    length = args.data.sequence_length or min(128, longest)
+    if not 8 <= length <= longest:
+        raise UserError(
+            f"--data.sequence_length: {length} must lie between 8 and the model's {longest} "
+            "positions"
+        )
+    split: Split
+    if (path / MANIFEST).is_file():
+        store = TokenStore.open(path)
+        store.check_tokenizer(folder.tokenizer, args.model.path)
+        split = store.split("validation")
+        characters = store.manifest["splits"]["validation"]["characters"]
+    else:
+        column = args.data.text_column if isinstance(args.data.text_column, str) else "text"
+        split = TextSplit(path, folder.tokenizer, column)
+        characters = split.characters
+    special, size = special_ids(folder.tokenizer), num_ids(folder.tokenizer)
+    vocabulary = Vocabulary(size, special.cls, special.sep, special.mask, special.ids)
+    model = build_masked_lm(folder).to(resolve_device(args.device))
+    return evaluate_masked_lm(model, split, vocabulary, characters, length)
+
+
+class TextSplit:
+    """Text files as a split of a token store, in memory.
+
+    Raises:
+        UserError: as `mlm.data.corpus.read_documents`, or there is no text.
+    """
+
+    def __init__(self, path: Path, tokenizer: Any, text_column: str) -> None:
+        import numpy as np
+
+        from mlm.data.corpus import read_documents
+
+        documents = list(read_documents([path], text_column))
+        encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        parts = [np.asarray(e.ids, np.int32) for e in encodings if e.ids]
+        if not parts:
+            raise UserError(f"{path}: holds no text")
+        self.ids, self.ends = np.concatenate(parts), np.cumsum([len(part) for part in parts])
+        self.characters = sum(map(len, documents))
+
+    def tokens(self, start: int, stop: int) -> Any:
+        """The ids from ``start`` up to ``stop``."""
+        return self.ids[start:stop]
