@@ -6,6 +6,8 @@ import pytest
 
 # No test needs a network; the library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor may one upload where a key happens to be configured.
+os.environ["WANDB_MODE"] = "disabled"
 
 
 def pytest_collection_modifyitems(items):
