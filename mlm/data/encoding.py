@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
     characters: np.ndarray
     """(n,) int64."""
     words: np.ndarray
-    """(n,) int64: what stands between white space."""
+    """(n,) int64: what stands between spaces and line ends."""
     bytes: np.ndarray
     """(n,) int64: in UTF-8."""
 
@@ -92,7 +92,7 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Encode ``texts``, each by itself."""
         data = [text.encode() for text in texts]
-        words = [text.split() for text in texts]
+        words = [_words(text) for text in texts]
         if self._spaces == "dropped":
             ids, ends = self._look_up(words)
         elif self._spaces == "kept":
@@ -104,7 +104,7 @@ class TextEncoder:
             ends,
             hashes=_numbers((_hash(d, self._seed) for d in data), np.uint64, len(texts)),
             characters=_numbers(map(len, texts), np.int64, len(texts)),
-            words=_numbers(map(len, words), np.int64, len(texts)),
+            words=_numbers((len(w) - w.count("") for w in words), np.int64, len(texts)),
             bytes=_numbers(map(len, data), np.int64, len(texts)),
         )
 
@@ -162,6 +162,11 @@ class _Places(dict[str, int]):
         place = self[word] = len(self)
         self.new.append(word)
         return place
+
+
+def _words(text: str) -> list[str]:
+    """The words of ``text``, and nothing for one space beside another."""
+    return text.replace("\n", " ").split(" ")
 
 
 def _with_spaces(text: str) -> list[str]:

@@ -40,7 +40,7 @@ _OTHER_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "ma
 _WORD = (
     r"\p{Han}[\p{M}\p{Cf}]*"
     r"|[\p{L}\p{M}\p{N}\p{Cf}&&[^\p{Han}]]{1,64}"
-    r"|[^\s\x1c-\x1f\p{L}\p{M}\p{N}\p{Cf}][\p{M}\p{Cf}]*"  # \x1c-\x1f: spaces to str.split()
+    r"|[^\s\p{L}\p{M}\p{N}\p{Cf}][\p{M}\p{Cf}]*"
 )
 # GPT-2's pattern with marks counted as letters, for scripts that write vowels as marks, and every
 # line break by itself, so that a text's ids are those of its lines joined.
@@ -291,14 +291,15 @@ def treatment_of_spaces(tokenizer: Tokenizer) -> str | None:
     """Whether texts can be tokenised word by word, their ids joined.
 
     Returns:
-        `dropped`: a text's ids are those of the words of ``text.split()``. `kept`: they are those
-        of its stretches from the last space of one run of spaces to that of the next. None: who
-        knows; only the tokenizers that `train_tokenizer` makes are known to be so.
+        `dropped`: a text's ids are those of what stands between its spaces and line ends. `kept`:
+        they are those of its stretches from the last space of one run of spaces to that of the
+        next. None: who knows; it is known of what `train_tokenizer` makes, and of BERT's own.
     """
     parts = json.loads(tokenizer.to_str())
     if not all(token["special"] for token in parts["added_tokens"]):
         return None
-    for name, pre_tokenizer in (("dropped", _WORDS), ("kept", _PIECES)):
+    known = {"dropped": (_WORDS, pre_tokenizers.BertPreTokenizer()), "kept": (_PIECES,)}
+    for name, pre_tokenizer in ((n, p) for n in known for p in known[n]):
         if parts["pre_tokenizer"] == json.loads(pre_tokenizer.__getstate__()):
             return name
     return None
