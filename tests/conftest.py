@@ -1,6 +1,7 @@
 """What every test run shares."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,10 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor may one upload where a key happens to be configured.
 os.environ["WANDB_MODE"] = "disabled"
+
+# Started in the background, a shell's children ignore Ctrl-C, and so would ours.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

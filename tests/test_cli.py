@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -242,12 +241,10 @@ def test_signals_unwind_the_stack(throwaway, sent):
     process = throwaway("--end", "wait")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(sent)
-    started = time.monotonic()
     output, error = process.communicate(timeout=60)
     assert output == "tidied\n"
     assert "Traceback" not in error
     assert process.returncode == (143 if sent == signal.SIGTERM else 130)
-    assert time.monotonic() - started < 10
 
 
 # --- what is shipped ---
