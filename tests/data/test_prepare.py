@@ -286,7 +286,7 @@ def test_nothing_is_left_after_a_signal(options, tmp_path, sent):
     options = replace(options, corpus=[str(tmp_path / "large.txt")], vocab_size=16_384)
     words = command(options, "--tokenizer", str(tmp_path / "t"), "--num_processes", "2")
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not any(tmp_path.glob(".store.tmp-*/validation")) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)
