@@ -42,7 +42,7 @@ def main() -> None:
     ]
     common += ["--trainer.accelerator", "cpu", "--trainer.precision", "fp32"]
     common += ["--trainer.max_steps", str(args.steps), "--trainer.log_every_n_steps", "1"]
-    common += ["--data.batch_size", "16", "--optimizer.lr", "0.001"]
+    common += ["--data.batch_size", "8", "--optimizer.lr", "0.001"]
     curves: dict[str, list[float]] = {}
     for case, words in CASES.items():
         run = args.work / case.replace(" ", "_")
