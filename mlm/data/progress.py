@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mlm.console import duration
+
 _SECONDS_BETWEEN_LINES = 15
 
 
@@ -65,22 +67,8 @@ class Meter:
         seconds, share = now - self._start, self._share()
         text = f"{self._job}: {self.megabytes:,.0f} MB, {self.megabytes / seconds:.1f} MB/s"
         if share:
-            text += f", {share:.0%}, {_duration(seconds * (1 - share) / share)} left"
+            text += f", {share:.0%}, {duration(seconds * (1 - share) / share)} left"
         if self._bar is None:
             say(text)
         else:
             self._bar.update(self._task, description=text, completed=share, total=share and 1)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> _duration(75), _duration(5400)
-    ('1 min 15 s', '1 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

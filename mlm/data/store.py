@@ -38,6 +38,8 @@ class TokenStore:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.is_verified = False
+        """Whether every file's checksum was compared since the store was opened."""
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
@@ -100,6 +102,7 @@ class TokenStore:
                     f"{self.path / name}: damaged (its sha256 is not the manifest's); prepare "
                     "the token store anew"
                 )
+        self.is_verified = True
 
     def verify_in_background(self) -> Callable[[], bool]:
         """Start `verify` in a thread.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from mlm.data.store import TokenStore
 from mlm.training.base import SumLossModule
 from mlm.training.datamodule import TimedLoader
 
@@ -35,6 +37,24 @@ class EndOfBudget(Callback):
             trainer.should_stop = True
         elif module.spent.is_over(module.budget):
             trainer.should_stop = True
+
+
+class VerifyStore(Callback):
+    """Reads a large token store through beside the first steps, and stops at what is damaged."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self.store = store
+        self._done: Callable[[], bool] | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Begin, on one rank."""
+        if trainer.is_global_zero and not self.store.is_verified:
+            self._done = self.store.verify_in_background()
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Raise what was found, before a checkpoint is written."""
+        if self._done is not None and self._done():
+            self._done = None
 
 
 class StopOnSignal(Callback):

@@ -20,7 +20,7 @@ from mlm.model.attention import choose_backend
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
-from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
+from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal, VerifyStore
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
 from mlm.training.datamodule import (
     VALIDATION_RATE,
@@ -101,6 +101,7 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
         trainer_settings,
         optimizer,
         [
+            VerifyStore(store),
             EndOfBudget(),
             metrics,
             signals,

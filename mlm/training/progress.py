@@ -11,21 +11,8 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mlm.console import duration
 from mlm.training.base import SumLossModule
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best.
-
-    >>> duration(75), duration(5400)
-    ('1 min 15 s', '1 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class BudgetProgress(ProgressBar):

@@ -1,6 +1,7 @@
 """Runs in miniature: they learn, resume exactly, and do not depend on how rows are divided."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,3 +254,18 @@ def test_a_model_folder_is_plain(pretrain_settings, tmp_path):
         "README.md",
     }
     assert json.loads((folder / "config.json").read_text())["mlm"]["steps"] == 6
+
+
+def test_a_large_store_is_verified_beside_the_first_steps(
+    pretrain_settings, store, tmp_path, monkeypatch
+):
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    damaged = next((copy / "train").glob("*.arrow"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    monkeypatch.setattr("mlm.data.store._VERIFIED_AT_OPENING", 0)
+    with pytest.raises(UserError, match="damaged"):
+        pretrain(pretrain_settings(f"--store {copy} --budget 5000steps"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
