@@ -10,6 +10,7 @@ Shapes: ``N`` examples in a batch, ``C`` outputs of the head.
 from __future__ import annotations
 
 import abc
+import functools
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,18 @@ class Task(abc.ABC):
         """Settle what the training table and the encoder decide; what to warn of, a line each.
 
         Raises:
-            UserError: columns that are not there, a length beyond the model's positions, …
+            UserError: columns that are not there, labels that cannot be learnt, or as `settle`.
+        """
+        self.settle(config)
+        if not self.settings.text_column:
+            self.settings = replace(self.settings, text_column=default_text_columns(rows))
+        return []
+
+    def settle(self, config: EncoderConfig) -> None:
+        """Settle what the encoder alone decides: pooling and the longest input.
+
+        Raises:
+            UserError: an unknown pooling, or a length beyond the model's positions.
         """
         pooling = self.settings.pooling or default_pooling(config)
         look_up(POOLINGS, pooling, "model.pooling")
@@ -116,11 +128,7 @@ class Task(abc.ABC):
                 f"data.max_length: {length} is beyond the model's {positions} positions; "
                 "choose less, or a model with more"
             )
-        columns = self.settings.text_column or default_text_columns(rows)
-        self.settings = replace(
-            self.settings, pooling=pooling, max_length=length, text_column=columns
-        )
-        return []
+        self.settings = replace(self.settings, pooling=pooling, max_length=length)
 
     def remarks(self, rows: Rows) -> list[str]:
         """What to warn of before evaluating on ``rows``, one line each."""
@@ -140,7 +148,8 @@ class Task(abc.ABC):
 
     def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer) -> list[Example]:
         """Inputs → token ids, cut to `max_length` (of a pair, the longer text first)."""
-        return encode_texts(inputs, tokenizer, self.settings.max_length or _DEFAULT_MAX_LENGTH)
+        assert self.settings.max_length is not None
+        return encode_texts(inputs, tokenizer, self.settings.max_length)
 
     def examples(self, rows: Rows, tokenizer: Tokenizer) -> list[Example]:
         """Labelled examples for training and evaluation."""
@@ -195,6 +204,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Outputs → one JSON-ready object an example, without its text."""
+
+    def label_name(self, label: Any) -> Any:
+        """A label of an `Example` as people write it."""
+        return label
 
     def saved_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A `TaskModel`'s weights as they go into a model folder."""
@@ -260,9 +273,7 @@ def encode_texts(
             f"data.max_length: {max_length} leaves no room beside {special} special tokens; "
             f"choose at least {special + pair + 1}"
         )
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # truncation is a state of the object
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    tokenizer = _truncating(tokenizer, max_length)
     examples: list[Example] = []
     for start in range(0, len(inputs), 10_000):  # encodings are ten times as large as their ids
         chunk = inputs[start : start + 10_000]
@@ -275,6 +286,15 @@ def encode_texts(
                 )
             )
     return examples
+
+
+@functools.lru_cache(maxsize=4)
+def _truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
+    """A copy that truncates: truncation is a state of the object, and others use it too."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.enable_truncation(max_length, strategy="longest_first")
+    return copy
 
 
 def default_text_columns(rows: Rows) -> tuple[str, ...]:

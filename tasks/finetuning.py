@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mlm.model.attention import choose_backend
 from mlm.model.config import EncoderConfig
 from mlm.training.budget import Budget
 from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
-from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
+from mlm.training.checkpoint_io import FolderCheckpointIO
 from mlm.training.flops import flops_per_token, peak_flops
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
 from mlm.training.optimizers import OptimizerOptions
@@ -40,7 +40,7 @@ from tasks.folders import save_task_folder, start_model
 from tasks.inference import Predictor
 from tasks.module import FineTuningModule, KeepBest
 from tasks.options import CheckpointOptions, DataOptions, ModelOptions, task_settings
-from tasks.reports import as_csv, as_text, model_card
+from tasks.reports import as_csv, as_text, model_card, read_json, write_json
 
 _DEFAULT_EPOCHS = 3
 _SHOWN_PREDICTIONS = 200
@@ -85,7 +85,6 @@ def finetune(settings: dict[str, Any]) -> dict[str, Any]:
     prepared = prepare(settings)
     if number == 1:
         return run_seed(prepared, run_dir, seed)
-    write_config(run_dir, prepared.settings)
     results = [run_seed(prepared, run_dir / f"seed_{s}", s) for s in range(seed, seed + number)]
     return _summarise(results, prepared, run_dir)
 
@@ -142,7 +141,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     settings, task = prepared.settings, prepared.task
     if settings["resume"] == "auto" and (run_dir / "results.json").is_file():
         say(f"{run_dir}: is finished; nothing to go on with")
-        return json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        return read_json(run_dir / "results.json")
     start = choose_checkpoint(run_dir, settings["resume"])
     settings = settings | {"run_dir": str(run_dir), "seed": seed, "seeds": 1}
     data, trainer_settings = DataOptions(**settings["data"]), settings["trainer"]
@@ -171,7 +170,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     save = _ModelSaver(prepared, module)
     assert checkpoint.monitor is not None
     keep_best = KeepBest(
-        lambda: save(run_dir / "model", without_prefix(module.state_dict())),
+        partial(save, run_dir / "model"),
         f"val/{checkpoint.monitor}",
         task.higher_is_better(checkpoint.monitor),
         checkpoint.patience,
@@ -192,16 +191,18 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         loggers,
         FolderCheckpointIO(save),
     )
+    if prepared.settings["seeds"] > 1 and trainer.world_size > 1:
+        raise UserError("--seeds: several are trained on one device; add --trainer.devices 1")
     write_config(run_dir, settings)
     trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
-    if not trainer.is_global_zero:
-        return {}
     if keep_best.best_step is None:  # stopped before the first validation
-        keep_best.save()
+        keep_best.save_now(trainer)
     if module.stop_agreed:
         close_loggers(loggers)
         say(f"stopped after step {module.spent.steps}; go on with --resume auto")
         raise SystemExit(143)
+    if not trainer.is_global_zero:
+        return {}
     scores = _score_best(prepared, run_dir, loggers, keep_best.best_step or module.spent.steps)
     close_loggers(loggers)
     result = {
@@ -211,7 +212,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         "seconds": module.spent.seconds,
         **scores,
     }
-    _write_json(run_dir / "results.json", result)
+    write_json(run_dir / "results.json", result)
     return result
 
 
@@ -231,7 +232,8 @@ def _score_best(
             draft.write_text(as_csv(table), encoding="utf-8")
         log_table(loggers, f"val/{name}", table[0], table[1:], step)
     answers = best(prepared.validation_inputs[:_SHOWN_PREDICTIONS])
-    shown = [{**a, "expected": e.label} for a, e in zip(answers, prepared.validation, strict=False)]
+    labels = [task.label_name(example.label) for example in prepared.validation[: len(answers)]]
+    shown = [a | {"expected": label} for a, label in zip(answers, labels, strict=True)]
     log_table(
         loggers,
         "val/predictions",
@@ -285,7 +287,8 @@ def _summarise(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path)
             "std": statistics.stdev(values),
             "values": values,
         }
-    _write_json(run_dir / "results.json", summary)
+    write_config(run_dir, prepared.settings)
+    write_json(run_dir / "results.json", summary)
     return summary
 
 
@@ -298,11 +301,6 @@ def _resolved(task: Task) -> dict[str, Any]:
         "labels": list(found.labels) or None,
         "max_length": found.max_length,
     }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with atomic_file(path) as draft:
-        draft.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 @rank_zero_only

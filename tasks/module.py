@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from mlm.batch import Batch
@@ -82,7 +83,7 @@ class KeepBest(Callback):
     """Calls ``save`` after each validation that beats all before, and stops without any.
 
     Args:
-        save: writes the model folder of the present state.
+        save: writes a model folder with the given weights.
         monitor: the logged metric that decides, such as `val/accuracy`.
         higher_is_better: or less of it is.
         patience: stop after so many validations in a row that were not better; None never does.
@@ -90,7 +91,7 @@ class KeepBest(Callback):
 
     def __init__(
         self,
-        save: Callable[[], None],
+        save: Callable[[dict[str, Tensor]], None],
         monitor: str,
         higher_is_better: bool = True,
         patience: int | None = None,
@@ -108,12 +109,17 @@ class KeepBest(Callback):
         value = float(trainer.callback_metrics[self.monitor])
         if self._is_better(value):
             self.best, self.best_step, self.waited = value, trainer.global_step, 0
-            if trainer.is_global_zero:
-                self.save()
+            self.save_now(trainer)
             return
         self.waited += 1
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write the present state, whether it is best or not."""
+        weights = without_prefix(trainer.strategy.lightning_module_state_dict())  # by all ranks
+        if trainer.is_global_zero:
+            self.save(weights)
 
     def _is_better(self, value: float) -> bool:
         if self.best is None or math.isnan(self.best):

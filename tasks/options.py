@@ -45,7 +45,7 @@ class DataOptions:
 class ModelOptions:
     """The encoder to start from, and what is put on it."""
 
-    path: str = ""
+    path: str
     """The model folder to start from."""
     random: bool = False
     """Take the folder's architecture and tokenizer but fresh weights: what pretraining is worth."""

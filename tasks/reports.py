@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from mlm.files import atomic_file
 from tasks.base import Task
 
 # Wider tables are for the file alone.
@@ -36,6 +41,35 @@ def as_csv(table: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
+def as_json(value: Any) -> str:
+    """``value`` as one line of JSON, which has no NaN: null stands for it.
+
+    >>> as_json({"pearson": float("nan"), "mse": [1.5]})
+    '{"pearson": null, "mse": [1.5]}'
+    """
+    return json.dumps(_without_nan(value), ensure_ascii=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as `as_json` does, whole or not at all."""
+    with atomic_file(path) as draft:
+        draft.write_text(as_json(value) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def model_card(task: Task, scores: Mapping[str, float], steps: int) -> str:
     """What a fine-tuned model is and what was measured of it, and nothing else."""
     settings = task.settings
@@ -47,12 +81,5 @@ def model_card(task: Task, scores: Mapping[str, float], steps: int) -> str:
     if scores:
         lines += ["", "On the validation set:", ""]
         lines += [f"- {name.removeprefix('val/')}: {value:.4f}" for name, value in scores.items()]
-    lines += [
-        "",
-        "```python",
-        "from tasks.inference import Predictor",
-        "",
-        'Predictor.from_pretrained("this/folder")([…])',
-        "```",
-    ]
+    lines += ["", "```bash", 'mlm predict --model this/folder --text "…"', "```"]
     return "\n".join(lines)

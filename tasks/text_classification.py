@@ -151,6 +151,10 @@ class TextClassification(Task):
             found.append({"label": label, "score": scores[label], "scores": scores})
         return found
 
+    def label_name(self, label: Any) -> Any:
+        """The label with that number."""
+        return self._known()[label]
+
     @classmethod
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
         """A folder's label set is what was trained on: other labels are wrong, but no mistake."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,17 +45,13 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Any) -> None:
     """Print the metrics, and write them where asked."""
     from mlm.checkpoint import read_folder
+    from tasks.reports import as_json, write_json
 
     masked_lm = read_folder(args.model.path).head == "masked_lm"
     scores = evaluate_pretrained(args) if masked_lm else evaluate_task(args)
-    # JSON has no NaN, which is what a correlation of constants is.
-    line = json.dumps({k: v if math.isfinite(v) else None for k, v in scores.items()})
-    print(line)
+    print(as_json(scores))
     if args.output is not None:
-        from mlm.files import atomic_file
-
-        with atomic_file(args.output) as draft:
-            draft.write_text(line + "\n", encoding="utf-8")
+        write_json(Path(args.output), scores)
 
 
 def evaluate_task(args: Any) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mlm.arguments import CommandParser, settings
@@ -66,6 +65,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Any) -> None:
     """Train, leave a model folder at ``run_dir/model``, and print its scores as JSON."""
     from tasks.finetuning import finetune
+    from tasks.reports import as_json
 
     if result := finetune(settings(args)):
-        print(json.dumps(result, ensure_ascii=False))
+        print(as_json(result))

@@ -150,6 +150,20 @@ def test_pretraining_is_left_out_on_request(toy, tmp_path, tokenizer):
         assert torch.allclose(used, given, atol=1e-6) is not random
 
 
+def test_tables_go_to_the_loggers(toy, pretrained, tmp_path, monkeypatch):
+    logged = {}
+
+    def log_table(loggers, name, columns, rows, step):
+        logged[name] = [list(columns), *map(list, rows)]
+
+    monkeypatch.setattr("tasks.finetuning.log_table", log_table)
+    run(toy, pretrained["bert"], tmp_path / "run", "--trainer.max_steps 2")
+    assert logged["val/confusion_matrix"][0] == ["true \\ predicted", "neg", "pos"]
+    header, *rows = logged["val/predictions"]
+    assert header == ["text", "label", "score", "scores", "expected"]
+    assert [(row[0], row[4]) for row in rows] == toy_rows(80, 2)
+
+
 # --- the loss is a sum over the global batch ---
 
 
@@ -201,9 +215,13 @@ class Best:
         self.trainer = SimpleNamespace(
             callback_metrics={}, sanity_checking=False, should_stop=False,
             global_step=0, is_global_zero=True,
+            strategy=SimpleNamespace(lightning_module_state_dict=lambda: {"model.a": 1, "b": 2}),
         )  # fmt: skip
-        save = lambda: self.saved.append(self.trainer.global_step)  # noqa: E731
-        self.callback = KeepBest(save, "val/x", **options)
+        self.callback = KeepBest(self.save, "val/x", **options)
+
+    def save(self, weights):
+        assert list(weights) == ["a"]
+        self.saved.append(self.trainer.global_step)
 
     def see(self, *values):
         for value in values:

@@ -60,7 +60,7 @@ def test_an_empty_table_is_refused(tmp_path):
 
 def test_more_than_two_columns_are_refused():
     with pytest.raises(UserError, match=r"data\.text_column: 3 columns given"):
-        task_settings(DataOptions(text_column=["a", "b", "c"]), ModelOptions())
+        task_settings(DataOptions(text_column=["a", "b", "c"]), ModelOptions("x"))
     with pytest.raises(UserError, match="2 given, but the model was trained on 1"):
         with_text_column(TaskSettings(text_column=("text",)), ["a", "b"])
 

@@ -48,7 +48,7 @@ def test_labels_come_from_the_training_data_sorted(tmp_path, config, values, lab
 
 def test_a_given_list_keeps_its_order(tmp_path, config):
     rows = labelled(tmp_path, [0, 1, 1])
-    options = task_settings(DataOptions(labels=[1, 0]), ModelOptions())
+    options = task_settings(DataOptions(labels=[1, 0]), ModelOptions("x"))
     task = TextClassification(options)
     task.fit(rows, config)
     assert task.settings.labels == ("1", "0")
