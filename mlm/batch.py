@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Tokens at once where nothing is learned, counted as if padded: small enough for attention over
+# 512 tokens on a laptop.
+EVALUATION_TOKENS = 16_384
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -103,3 +107,22 @@ def ragged(
         else torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in token_type_ids])),
         labels=labels,
     )
+
+
+def length_batches(
+    lengths: Sequence[int] | np.ndarray, max_tokens: int = EVALUATION_TOKENS
+) -> list[np.ndarray]:
+    """All places in batches of like lengths, longest first, none above ``max_tokens`` padded.
+
+    A sequence longer than that has a batch of its own.
+
+    >>> [batch.tolist() for batch in length_batches([5, 1, 4, 2], max_tokens=8)]
+    [[0], [2, 3], [1]]
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        stop = start + max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start:stop])
+        start = stop
+    return batches

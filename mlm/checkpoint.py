@@ -127,7 +127,7 @@ def save_folder(
     }
     with atomic_folder(directory) as draft:
         save_file(tensors, draft / "model.safetensors", metadata)
-        save_tokenizer(tokenizer, draft, config.max_position_embeddings)
+        save_tokenizer(tokenizer, draft, config.max_position_embeddings, config.type_vocab_size > 0)
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
         (draft / "README.md").write_text(_card(card, head, native.name), encoding="utf-8")

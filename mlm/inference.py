@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from mlm.batch import ragged
+from mlm.batch import length_batches, ragged
 from mlm.checkpoint import build_encoder, build_masked_lm, read_folder
 from mlm.data.tokenizer import special_ids
 from mlm.errors import UserError, look_up
@@ -26,9 +26,6 @@ from mlm.model.pooling import POOLINGS
 from mlm.training.precision import resolve_device
 
 _LOG = logging.getLogger(__name__)
-
-# Tokens at once, counted as if padded; small enough for attention over 512 tokens on a laptop.
-_MAX_TOKENS = 16_384
 
 Progress = Callable[[int], None]
 
@@ -145,7 +142,7 @@ def fill_masks(
     known = tokenizer.get_vocab_size()  # an embedding may have more rows, to fill a power of two
     answers: list[dict[str, Any]] = [{"text": text, "masks": []} for text in texts]
     places = np.array([place for place, sequence in enumerate(ids) if mask in sequence], np.int64)
-    for chosen in length_batches([len(ids[place]) for place in places], _MAX_TOKENS):
+    for chosen in length_batches([len(ids[place]) for place in places]):
         batch = ragged([ids[place] for place in places[chosen]])
         positions = (batch.input_ids == mask).nonzero()[:, 0]
         batch = replace(batch, masked_positions=positions).to(_device(model))
@@ -193,7 +190,7 @@ def embed_texts(
         _LOG.warning("mlm: %d of %d texts were cut to %d tokens", cut, len(ids), limit)
         ids = [s if len(s) <= limit else np.append(s[: limit - 1], s[-1]) for s in ids]
     vectors = np.empty((len(ids), encoder.config.hidden_size), dtype=np.float32)
-    for chosen in length_batches([len(sequence) for sequence in ids], _MAX_TOKENS):
+    for chosen in length_batches([len(sequence) for sequence in ids]):
         batch = ragged([ids[place] for place in chosen]).to(_device(encoder))
         pooled = pool(encoder(batch), batch.cu_seqlens)
         if normalize:
@@ -202,23 +199,6 @@ def embed_texts(
         if progress is not None:
             progress(len(chosen))
     return vectors
-
-
-def length_batches(lengths: Sequence[int], max_tokens: int) -> list[np.ndarray]:
-    """All places in batches of like lengths, longest first, none above ``max_tokens`` padded.
-
-    A sequence longer than that has a batch of its own.
-
-    >>> [batch.tolist() for batch in length_batches([5, 1, 4, 2], max_tokens=8)]
-    [[0], [2, 3], [1]]
-    """
-    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + max(1, max_tokens // int(lengths[order[start]]))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

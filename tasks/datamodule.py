@@ -13,13 +13,32 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mlm.batch import Batch
+from mlm.batch import Batch, length_batches
 from mlm.data.keys import mix
-from mlm.data.order import permute
+from mlm.data.order import permute, stream_row
 from mlm.training.datamodule import From, Share, TimedLoader
 from tasks.base import Example, Task
-from tasks.batching import EVALUATION_TOKENS, length_batches, pool_rows
 from tasks.options import DataOptions
+
+
+def pool_rows(pool: int, lengths: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The ``size`` examples at places pool·size … of the stream, shortest first.
+
+    Batches cut from a pool hold examples of like lengths, which is what attention on padded
+    sequences needs; which pool an example is in is as random as ever.
+
+    Args:
+        pool: number of the pool, from 0.
+        lengths: (examples,) tokens of each.
+        size: places in a pool.
+        seed: names the stream.
+
+    Returns:
+        (size,) int64 numbers of examples.
+    """
+    places = range(pool * size, (pool + 1) * size)
+    rows = np.array([stream_row(place, len(lengths), seed)[0] for place in places])
+    return rows[np.argsort(lengths[rows], kind="stable")]
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -71,9 +90,9 @@ class TrainingBatches(Dataset[Batch]):
 class EvaluationBatches(Dataset[Batch]):
     """A whole set in batches of like lengths."""
 
-    def __init__(self, task: Task, examples: Sequence[Example], max_tokens: int) -> None:
+    def __init__(self, task: Task, examples: Sequence[Example]) -> None:
         self.task, self.examples = task, examples
-        self.batches = length_batches([len(e.input_ids) for e in examples], max_tokens)
+        self.batches = length_batches([len(e.input_ids) for e in examples])
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -113,7 +132,7 @@ class FineTuningDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """This rank's share of the validation set."""
         share = self._share()
-        batches = EvaluationBatches(self.task, self.validation, EVALUATION_TOKENS)
+        batches = EvaluationBatches(self.task, self.validation)
         return self._loader(batches, From(share.rank, len(batches), share.world_size))
 
     def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:

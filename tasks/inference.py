@@ -12,10 +12,10 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from mlm.batch import length_batches
 from mlm.errors import UserError
 from mlm.training.precision import resolve_device, resolve_precision
 from tasks.base import Example, Task
-from tasks.batching import EVALUATION_TOKENS, length_batches
 from tasks.folders import load_task_folder
 from tasks.heads import TaskModel
 
@@ -95,8 +95,7 @@ class Predictor:
         Yields:
             The places of a batch's examples, and their outputs on the CPU in fp32.
         """
-        lengths = [len(e.input_ids) for e in examples]
-        for places in length_batches(lengths, EVALUATION_TOKENS):
+        for places in length_batches([len(e.input_ids) for e in examples]):
             batch = self.task.collate([examples[place] for place in places]).to(self.device)
             with torch.inference_mode(), self._autocast():
                 outputs = self.model(batch)

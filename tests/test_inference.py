@@ -7,11 +7,10 @@ import torch
 from small_models import TEXTS, save_masked_lm, small_config, tokenizer
 
 from mlm import Embedder, FillMask
-from mlm.batch import ragged
+from mlm.batch import length_batches, ragged
 from mlm.checkpoint import load_masked_lm
 from mlm.cli import main
 from mlm.errors import UserError
-from mlm.inference import length_batches
 
 LONG = "the " * 200
 

@@ -234,7 +234,12 @@ def _special_names(path: Path) -> dict[str, str]:
     return {role: name for role, name in names.items() if isinstance(name, str)}
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, model_max_length: int) -> None:
+def save_tokenizer(
+    tokenizer: Tokenizer,
+    directory: str | Path,
+    model_max_length: int,
+    token_types: bool = True,
+) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` into ``directory``, made if need be.
 
     The named class keeps `transformers` from rebuilding the tokenizer by the model's type, which
@@ -244,12 +249,17 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, model_max_length
         tokenizer: saved without truncation and padding.
         directory: where to.
         model_max_length: the longest sequence that the model takes, for `transformers`.
+        token_types: whether the model takes them; `transformers` passes them on if so.
     """
     special = special_ids(tokenizer)
     tokens = {f"{r}_token": tokenizer.id_to_token(getattr(special, r)) for r in ROLES}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": [
+            "input_ids",
+            *(["token_type_ids"] if token_types else []),
+            "attention_mask",
+        ],
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
         **tokens,

@@ -11,6 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from mlm.console import say
 from mlm.data.store import TokenStore
 from mlm.training.base import SumLossModule
 from mlm.training.datamodule import TimedLoader
@@ -26,6 +27,8 @@ class EndOfBudget(Callback):
         """A run that was finished before has nothing to go on with."""
         assert isinstance(module, SumLossModule)
         if module.spent.is_over(module.budget):
+            if trainer.is_global_zero:
+                say(f"the budget is spent since step {module.spent.steps}: nothing left to train")
             trainer.limit_val_batches = 0
             trainer.should_stop = True
 

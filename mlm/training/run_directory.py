@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
 from mlm.config_files import to_yaml
+from mlm.console import say
 from mlm.errors import UserError
 from mlm.files import atomic_file
 from mlm.training.checkpoint_io import latest_checkpoint
@@ -28,8 +28,12 @@ def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
     """
     if resume == "auto":
         found = latest_checkpoint(run_dir / "checkpoints")
-        if found is None and is_rank_zero():
-            print(f"mlm: no checkpoint in {run_dir} yet, starting afresh", file=sys.stderr)
+        if is_rank_zero():
+            say(
+                f"no checkpoint in {run_dir} yet, starting afresh"
+                if found is None
+                else f"going on from {found}"
+            )
         return found
     if resume != "never":
         if not Path(resume).is_dir():

@@ -5,16 +5,13 @@ import collections
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from toy import table, toy_config, toy_rows
 
 from mlm.errors import UserError
 from mlm.training.datamodule import From, Share
 from tasks.base import TASKS, Rows, Task, encode_texts, find_task
-from tasks.batching import length_batches, pool_rows
-from tasks.datamodule import TrainingBatches
+from tasks.datamodule import TrainingBatches, pool_rows
 from tasks.options import DataOptions, ModelOptions, TaskSettings, task_settings, with_text_column
 from tasks.text_classification import TextClassification
 
@@ -149,19 +146,6 @@ def test_no_room_for_the_text_is_refused(tokenizer):
 
 
 # --- order ---
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200),
-    max_tokens=st.integers(1, 200),
-)
-@settings(deadline=None, max_examples=50)
-def test_evaluation_batches_hold_each_example_once(lengths, max_tokens):
-    batches = length_batches(lengths, max_tokens)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    for batch in batches:
-        longest = max(lengths[i] for i in batch)
-        assert len(batch) == 1 or len(batch) * longest <= max_tokens
 
 
 def test_every_example_comes_once_an_epoch(task_and_examples):

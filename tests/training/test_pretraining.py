@@ -70,11 +70,14 @@ def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_finished_run_is_left_as_it_is(pretrain_settings, tmp_path):
+def test_a_finished_run_is_left_as_it_is(pretrain_settings, tmp_path, capsys):
     pretrain(pretrain_settings("--budget 4steps"))
     before = (tmp_path / "run" / "metrics.csv").read_text()
     weights = read_folder(tmp_path / "run" / "model").state
     pretrain(pretrain_settings("--budget 4steps --resume auto"))
+    said = capsys.readouterr().err
+    assert "going on from" in said
+    assert "since step 4: nothing left to train" in said
     assert (tmp_path / "run" / "metrics.csv").read_text() == before
     again = read_folder(tmp_path / "run" / "model").state
     assert all(torch.equal(weights[name], again[name]) for name in weights)
