@@ -4,49 +4,54 @@
 
 A folder is in the layout of the class of transformers that `mlm.huggingface.native_class` names;
 where there is none it holds our own names, with `"model_type": "mlm"`. Either way, reading one
-imports nothing that it names and unpickles nothing.
+imports nothing that it names. What others saved is read too, see weights.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mlm.console import say
 from mlm.data.tokenizer import load_tokenizer, save_tokenizer, special_ids, tokenizer_hash
 from mlm.errors import UserError, look_up
 from mlm.files import atomic_folder
+from mlm.hub import model_directory
 from mlm.huggingface import (
     FAMILIES,
+    Family,
     State,
+    checked,
     drop_repeated,
     from_native,
     native_class,
     nearest_family,
+    read_config,
+    read_labels,
     to_native,
+    write_config,
 )
-from mlm.huggingface_config import checked, read_config, read_labels, write_config
 from mlm.model.config import EncoderConfig
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
+from mlm.weights import SHA256, check_tensors, digest, expected_tensors, read_json, read_weights
 
-_SHA256 = "mlm_sha256"
 _TOKENIZER = "mlm_tokenizer_sha256"
+_ONE_OF_SEVERAL = "single_label_classification"
 
 # head: what the Hub calls the task
 _PIPELINES = {
     "masked_lm": "fill-mask",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
+    "encoder": "feature-extraction",
 }
 
 
@@ -59,7 +64,7 @@ class ModelFolder:
     config: EncoderConfig
     """The encoder's; its special ids are the tokenizer's."""
     head: str
-    """`masked_lm`, `sequence_classification`, `token_classification` or a task's own."""
+    """One of `mlm.huggingface.HEADS`, of which `encoder` is none, or a task's own."""
     state: State
     """{name: tensor} of encoder and head, on the CPU, in the precision of the file."""
     tokenizer: Tokenizer
@@ -87,7 +92,7 @@ def save_folder(
     Args:
         directory: the folder.
         config: the encoder's.
-        head: `masked_lm`, `sequence_classification`, `token_classification`, or a task's own.
+        head: one of `mlm.huggingface.HEADS`, or a task's own.
         state: {our name: tensor} of encoder and head; saved in the precision they have.
         tokenizer: saved beside the weights.
         info: plain values for "mlm" in config.json; `pooling` and `problem_type` are read here.
@@ -106,7 +111,8 @@ def save_folder(
     native = native_class(config, head, pooling)
     if labels is None and "head.classifier.bias" in tensors:
         labels = [f"LABEL_{index}" for index in range(len(tensors["head.classifier.bias"]))]
-    _check_tensors(tensors, _expected(config, head, labels, native.name is not None), directory)
+    expected = expected_tensors(config, head, labels, native.name is not None)
+    check_tensors(tensors, _with_or_without_pooler(expected, tensors, head), directory)
     _check_vocabulary(tokenizer, config, directory)
     values: dict[str, Any]
     if native.name is not None:
@@ -117,17 +123,17 @@ def save_folder(
         if labels is not None:
             values["id2label"] = {str(index): label for index, label in enumerate(labels)}
     if head == "sequence_classification":
-        values["problem_type"] = info.get("problem_type", "single_label_classification")
+        values["problem_type"] = info.get("problem_type", _ONE_OF_SEVERAL)
     values["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     values["mlm"] = dict(info)
     metadata = {
         "format": "pt",
-        _SHA256: _digest(tensors),
+        SHA256: digest(tensors),
         _TOKENIZER: tokenizer_hash(tokenizer),
     }
     with atomic_folder(directory) as draft:
         save_file(tensors, draft / "model.safetensors", metadata)
-        save_tokenizer(tokenizer, draft, config.max_position_embeddings, config.type_vocab_size > 0)
+        save_tokenizer(tokenizer, draft, config.max_position_embeddings, config.type_vocab_size > 1)
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
         (draft / "README.md").write_text(_card(card, head, native.name), encoding="utf-8")
@@ -136,13 +142,16 @@ def save_folder(
 def read_folder(directory: str | Path) -> ModelFolder:
     """Read and check a model folder: ours, or one that transformers saved.
 
+    Args:
+        directory: the folder, or a model's name on the Hugging Face Hub (see hub.py).
+
     Raises:
         UserError: anything missing, damaged or not supported, naming file and key or tensor.
     """
-    directory = Path(directory)
+    directory = model_directory(directory)
     _refuse_what_is_no_model(directory)
     path = directory / "config.json"
-    values = _read_json(path)
+    values = read_json(path)
     info = values.get("mlm", {})
     if not isinstance(info, dict):
         raise UserError(f"{path}: mlm: is not an object with named values")
@@ -155,7 +164,9 @@ def read_folder(directory: str | Path) -> ModelFolder:
             family = look_up(FAMILIES, str(values.get("model_type")), "model_type")
             config, head, labels, pooling = read_config(values, family)
             info = info | ({"pooling": pooling} if pooling else {})
-        expected = _expected(config, head, labels, family is not None)
+            if values.get("problem_type") not in (None, _ONE_OF_SEVERAL):
+                info |= {"problem_type": values["problem_type"]}
+        expected = expected_tensors(config, head, labels, family is not None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     special = special_ids(tokenizer)
@@ -166,20 +177,33 @@ def read_folder(directory: str | Path) -> ModelFolder:
         mask_token_id=special.mask,
     )
     _check_vocabulary(tokenizer, config, directory)
-    weights = directory / "model.safetensors"
-    tensors, metadata = _read_tensors(weights)
+    path, tensors, metadata = read_weights(directory)
     if metadata.get(_TOKENIZER, tokenizer_hash(tokenizer)) != tokenizer_hash(tokenizer):
         raise UserError(f"{directory}/tokenizer.json: is not the tokenizer of this model")
     if family is None:
-        _check_tensors(tensors, expected, weights)
+        check_tensors(tensors, expected, path)
     else:
-        try:
-            tensors = drop_repeated(tensors, family, head)
-        except UserError as error:
-            raise UserError(f"{weights}: {error}") from None
-        _check_tensors(tensors, to_native(expected, family, head), weights)
-        tensors = from_native(tensors, family, head)
+        tensors = _read_native(path, tensors, expected, family, head)
     return ModelFolder(directory, config, head, tensors, tokenizer, info, labels)
+
+
+def _read_native(path: Path, tensors: State, expected: State, family: Family, head: str) -> State:
+    """``tensors`` of ``path`` under our names, all that are expected and no other."""
+    try:
+        tensors = drop_repeated(tensors, family, head)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    found = from_native(tensors, family, head) if head == "encoder" else {}
+    expected = _with_or_without_pooler(expected, found, head)
+    check_tensors(tensors, to_native(expected, family, head), path)
+    return from_native(tensors, family, head)
+
+
+def _with_or_without_pooler(expected: State, found: State, head: str) -> State:
+    """A bare encoder may come with a pooler, as BertModel does, and need not."""
+    if head != "encoder" or any(name.startswith("head.") for name in found):
+        return expected
+    return {name: tensor for name, tensor in expected.items() if name.startswith("encoder.")}
 
 
 def load_masked_lm(directory: str | Path) -> MaskedLanguageModel:
@@ -204,6 +228,16 @@ def build_masked_lm(folder: ModelFolder) -> MaskedLanguageModel:
         )
     model = MaskedLanguageModel(folder.config)
     model.load_state_dict(folder.state)
+    return model.eval()
+
+
+def start_masked_lm(folder: ModelFolder) -> MaskedLanguageModel:
+    """A masked language model to train on: the folder's, or its encoder with a fresh head."""
+    if folder.head == "masked_lm":
+        return build_masked_lm(folder)
+    say(f"{folder.directory} has no masked-LM head; a fresh one is put on its encoder")
+    model = MaskedLanguageModel(folder.config)
+    model.encoder.load_state_dict(build_encoder(folder).state_dict())
     return model.eval()
 
 
@@ -234,26 +268,6 @@ def _refuse_what_is_no_model(directory: Path) -> None:
         inner = directory / "model"
         hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
         raise UserError(f"{directory}: no model folder, it has no config.json{hint}")
-    if (directory / "model.safetensors").is_file():
-        return
-    others = [p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
-    if (directory / "model.safetensors.index.json").is_file():
-        why = "the weights are in several files; save them as one, with a larger max_shard_size"
-    elif others:
-        why = f"{min(others)} is a pickle, which is never loaded; convert it to model.safetensors"
-    else:
-        why = "no model.safetensors in it"
-    raise UserError(f"{directory}: {why}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: damaged, not an object with named values")
-    return values
 
 
 def _read_own(values: Mapping[str, Any]) -> tuple[EncoderConfig, str, list[str] | None]:
@@ -266,73 +280,6 @@ def _read_own(values: Mapping[str, Any]) -> tuple[EncoderConfig, str, list[str] 
     if not isinstance(head, str):
         raise UserError(f"head: {head!r} is not a name")
     return config, head, read_labels(values) if "id2label" in values else None
-
-
-def _read_tensors(path: Path) -> tuple[State, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error})") from None
-    if _SHA256 in metadata and metadata[_SHA256] != _digest(tensors):
-        raise UserError(f"{path}: damaged, it does not match its checksum; copy it again")
-    return tensors, metadata
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A sha256 over names, kinds, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _expected(
-    config: EncoderConfig, head: str, labels: Sequence[str] | None, native: bool
-) -> State:
-    """Tensors of the right names and shapes, without memory (on the `meta` device).
-
-    A head that is not native is a task's own business: only the encoder is expected then.
-    """
-    with torch.device("meta"):
-        if head == "masked_lm":
-            return dict(MaskedLanguageModel(config).state_dict())
-        tensors = {f"encoder.{name}": t for name, t in Encoder(config).state_dict().items()}
-        if native:
-            width, count = config.hidden_size, len(labels or ())
-            shapes = {
-                "head.dense.weight": (width, width),
-                "head.dense.bias": (width,),
-                "head.norm.weight": (width,),
-                "head.norm.bias": (width,),
-                "head.classifier.weight": (count, width),
-                "head.classifier.bias": (count,),
-            }
-            modules = nearest_family(config).heads[head].modules
-            for name, shape in shapes.items():
-                module, _, parameter = name.rpartition(".")
-                biased = parameter == "weight" or module == "head.classifier" or config.bias
-                if module in modules and biased:
-                    tensors[name] = torch.empty(shape)
-    return tensors
-
-
-def _check_tensors(found: State, expected: State, path: Path) -> None:
-    for name, tensor in expected.items():
-        if name not in found:
-            raise UserError(f"{path}: the tensor {name} is missing")
-        if found[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: the tensor {name} is {list(found[name].shape)}, "
-                f"where config.json wants {list(tensor.shape)}"
-            )
-    whole = any(not name.startswith("encoder.") for name in expected)
-    for name in found:
-        if name not in expected and (whole or name.startswith("encoder.")):
-            raise UserError(f"{path}: the tensor {name} has no place in the model of config.json")
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig, directory: Path) -> None:

@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "fill-mask": ("the likeliest tokens for each [MASK], as JSON lines", "mlm.commands.fill_mask"),
     "embed": ("one vector per text", "mlm.commands.embed"),
+    "export": ("a model folder to ONNX or sentence-transformers", "tasks.commands.export"),
+    "import": ("a Hugging Face model to a model folder", "mlm.commands.import_"),
 }
 
 # What the machine refuses is for the caller to mend, and a traceback would not help.

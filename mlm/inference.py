@@ -23,6 +23,7 @@ from mlm.errors import UserError, look_up
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.model.pooling import POOLINGS
+from mlm.sentence_vectors import sentence_vectors
 from mlm.training.precision import resolve_device
 
 _LOG = logging.getLogger(__name__)
@@ -65,8 +66,10 @@ class Embedder:
 
     Args:
         directory: a model folder; its head is not used.
-        pooling: `mean` over a text's tokens, or `cls` for its first token.
-        normalize: scale every vector to length 1, so that a dot product is the cosine.
+        pooling: `mean` over a text's tokens, or `cls` for its first token; None is what the folder
+            says, as those of sentence-transformers do, else the mean.
+        normalize: scale every vector to length 1, so that a dot product is the cosine; None is what
+            the folder says, else no.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
@@ -79,22 +82,26 @@ class Embedder:
     def __init__(
         self,
         directory: str | Path,
-        pooling: str = "mean",
-        normalize: bool = False,
+        pooling: str | None = None,
+        normalize: bool | None = None,
         device: str = "auto",
     ) -> None:
-        look_up(POOLINGS, pooling, "pooling")
+        if pooling is not None:
+            look_up(POOLINGS, pooling, "pooling")
         folder = read_folder(directory)
+        how = sentence_vectors(folder.directory, folder.info)
         self.tokenizer = folder.tokenizer
         self.encoder = build_encoder(folder).to(resolve_device(device))
-        self.pooling, self.normalize = pooling, normalize
+        self.pooling = how.pooling if pooling is None else pooling
+        self.normalize = how.normalize if normalize is None else normalize
+        self.max_length = how.max_length
 
     @classmethod
     def from_pretrained(
         cls,
         directory: str | Path,
-        pooling: str = "mean",
-        normalize: bool = False,
+        pooling: str | None = None,
+        normalize: bool | None = None,
         device: str = "auto",
     ) -> Self:
         """The same, by the name that people know."""
@@ -104,7 +111,13 @@ class Embedder:
         """As `embed_texts`; one text is a list of one."""
         texts = [texts] if isinstance(texts, str) else texts
         return embed_texts(
-            self.encoder, self.tokenizer, texts, self.pooling, self.normalize, progress
+            self.encoder,
+            self.tokenizer,
+            texts,
+            self.pooling,
+            self.normalize,
+            self.max_length,
+            progress,
         )
 
 
@@ -163,11 +176,12 @@ def embed_texts(
     texts: Sequence[str],
     pooling: str = "mean",
     normalize: bool = False,
+    max_length: int | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """One vector a text.
 
-    A text longer than the encoder's positions is cut to them, [SEP] kept, and a warning is logged.
+    A longer text is cut, [SEP] kept, and a warning is logged.
 
     Args:
         encoder: in eval mode.
@@ -175,6 +189,7 @@ def embed_texts(
         texts: n texts; the empty one has a vector like any other.
         pooling: a name in `POOLINGS`.
         normalize: scale every vector to length 1.
+        max_length: tokens of a text that are read, at most the encoder's positions; None is those.
         progress: called with the number of texts done since the last call.
 
     Returns:
@@ -185,7 +200,8 @@ def embed_texts(
     """
     pool = look_up(POOLINGS, pooling, "pooling")
     ids = _encode(tokenizer, texts)
-    limit = encoder.config.max_position_embeddings
+    positions = encoder.config.max_position_embeddings
+    limit = min(positions, max_length or positions)
     if cut := sum(len(sequence) > limit for sequence in ids):
         _LOG.warning("mlm: %d of %d texts were cut to %d tokens", cut, len(ids), limit)
         ids = [s if len(s) <= limit else np.append(s[: limit - 1], s[-1]) for s in ids]

@@ -44,7 +44,7 @@ def load_task_folder(
 
 def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> type[Task]:
     """The class of a folder's task; a `UserError` where it has none, or not the one asked for."""
-    if folder.head == "masked_lm":
+    if folder.head in ("masked_lm", "encoder"):
         raise UserError(
             f"{folder.directory}: is a pretrained model without a task; fine-tune it first "
             "(mlm finetune)"
@@ -90,9 +90,11 @@ def same_head(folder: ModelFolder, config: EncoderConfig) -> bool:
     """Whether the folder's head does below its last map what a pooled head does there.
 
     A masked-LM head has dense, activation and norm, as ModernBERT's pooled head; BERT's pooler
-    has a tanh that no masked-LM head was trained with.
+    has a tanh that no masked-LM head was trained with. BERT's bare encoder comes with its pooler.
     """
-    return folder.head == "sequence_classification" or config.layer == "pre_norm"
+    if folder.head == "masked_lm":
+        return config.pooler == config.lm_head == "transform"
+    return folder.head in ("sequence_classification", "encoder")
 
 
 def load_state(model: TaskModel, state: dict[str, Tensor], directory: Path) -> None:

@@ -2,8 +2,7 @@
 
     hidden (T, D) ─ pooling ─ (N, D) ─ dense, activation, norm, dropout ─ classifier ─ (N, C)
 
-The two heads are those of `BertForSequenceClassification` and of
-`ModernBertForSequenceClassification`, so that a folder opens in either unchanged.
+Each pooler is that of a family in transformers, so that a folder opens there unchanged.
 
 Shapes: ``T`` tokens in all, ``N`` sequences, ``D`` model width, ``C`` outputs.
 """
@@ -24,18 +23,27 @@ from mlm.model.feed_forward import build_activation
 from mlm.model.norms import build_norm
 from mlm.model.pooling import POOLINGS
 
+# dense → this, of BERT and RoBERTa, DistilBERT, EuroBERT; None is ModernBERT's, the masked-LM
+# head's own first half: dense → the encoder's activation → norm.
+POOLERS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "transform": None,
+}
+
 
 class PooledHead(nn.Module):
     """A vector a sequence → ``num_outputs`` numbers a sequence.
 
     Args:
-        config: the encoder's; its `layer` decides between BERT's head and ModernBERT's.
+        config: the encoder's; its `pooler` names what stands before the classifier.
         num_outputs: C.
         pooling: `cls` or `mean`.
         dropout: before the classifier, in training.
 
     Raises:
-        UserError: an unknown pooling.
+        UserError: an unknown pooling or pooler.
     """
 
     def __init__(
@@ -43,24 +51,24 @@ class PooledHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = look_up(POOLINGS, pooling, "model.pooling")
-        if config.layer == "post_norm":  # the tanh pooler of BERT, whose dense always has a bias
-            self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-            self.activation: Callable[[Tensor], Tensor] = torch.tanh
-            self.norm: nn.Module = nn.Identity()
-        else:  # the masked-LM head's own first half, as in ModernBERT
-            self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
-            self.activation = build_activation(config)
-            self.norm = build_norm(config)
+        activation = look_up(POOLERS, config.pooler, "model.pooler")
+        own = activation is not None  # then its dense always has a bias
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=own or config.bias)
+        self.activation = activation if activation is not None else build_activation(config)
+        self.norm: nn.Module = nn.Identity() if own else build_norm(config)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
         init_weights(self, config)
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(T, D) → (N, C) in fp32."""
-        pooled = self.pool(hidden, batch.cu_seqlens)  # (N, D)
+        return self.classify(self.pool(hidden, batch.cu_seqlens))
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """(N, D) → (N, C) in fp32."""
         pooled = self.dropout(self.norm(self.activation(self.dense(pooled))))
         # 16 bit would round logits, and a number such as 3.97 to 3.97 ± 0.01.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(pooled.device.type, enabled=False):
             return F.linear(
                 pooled.float(), self.classifier.weight.float(), self.classifier.bias.float()
             )

@@ -11,8 +11,14 @@ from torch.nn import functional as F
 from mlm.batch import Batch, ragged
 from mlm.checkpoint import build_encoder, build_masked_lm, load_masked_lm, read_folder, save_folder
 from mlm.errors import UserError
-from mlm.huggingface import ACTIVATIONS, BERT, FAMILIES, MODERNBERT, layer_pattern, native_class
-from mlm.huggingface_config import read_config, write_config
+from mlm.huggingface import (
+    ACTIVATIONS,
+    FAMILIES,
+    layer_pattern,
+    native_class,
+    read_config,
+    write_config,
+)
 from mlm.inference import FillMask
 from mlm.model.config import FAMILIES as PRESETS
 from mlm.model.config import SIZES, preset
@@ -23,6 +29,18 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+EUROBERT_CONFIG = small_config(
+    "modern",
+    norm="rms_norm",
+    embedding_norm=False,
+    attention=("global",),
+    local_attention=128,
+    activation="silu",
+    rope_theta=500.0,
+    local_rope_theta=500.0,
+    lm_head="linear",
+    pooler="gelu",
+)
 CONFIGS = {
     "bert": small_config("bert"),
     "bert-tanh": small_config("bert", activation="gelu_tanh", type_vocab_size=1, norm_eps=1e-3),
@@ -31,8 +49,13 @@ CONFIGS = {
     "all-local": small_config("modern", attention=("local",)),
     "local-first": small_config("modern", attention=("local", "global")),
     "odd-window": small_config("modern", local_attention=3, local_rope_theta=500.0),
+    "roberta": small_config("bert", position_offset=1, type_vocab_size=1),
+    "distilbert": small_config("bert", type_vocab_size=0, pooler="relu"),
+    "eurobert": EUROBERT_CONFIG,
     "modern-biased": small_config("modern", bias=True, activation="silu"),
 }
+BERT, MODERNBERT = FAMILIES["bert"], FAMILIES["modernbert"]
+ROBERTA, EUROBERT = FAMILIES["roberta"], FAMILIES["eurobert"]
 LABELS = ["negative", "neutral", "positive"]
 
 
@@ -97,9 +120,9 @@ def classifier(config, pooling: str | None) -> nn.Module:
     model = nn.Module()
     model.encoder = Encoder(config)
     model.head = nn.Module()
-    modern = config.layer == "pre_norm"
+    modern = config.pooler == "transform"
     if modern or pooling:
-        model.head.dense = nn.Linear(width, width, bias=config.bias)
+        model.head.dense = nn.Linear(width, width, bias=config.bias or not modern)
     if modern:
         model.head.norm = nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
     model.head.classifier = nn.Linear(width, len(LABELS))
@@ -115,10 +138,11 @@ def classifier_logits(model, config, pooling: str | None) -> torch.Tensor:
     elif pooling == "mean":
         parts = hidden.split(batch.sequence_lengths.tolist())
         hidden = torch.stack([part.mean(0) for part in parts])
-    if config.layer == "pre_norm":
+    if config.pooler == "transform":
         hidden = model.head.norm(F.gelu(model.head.dense(hidden)))
     elif pooling:
-        hidden = torch.tanh(model.head.dense(hidden))
+        function = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}[config.pooler]
+        hidden = function(model.head.dense(hidden))
     return model.head.classifier(hidden)
 
 
@@ -130,10 +154,17 @@ def classifier_logits(model, config, pooling: str | None) -> torch.Tensor:
         ("modern", "sequence_classification", "cls"),
         ("modern", "sequence_classification", "mean"),
         ("modern", "token_classification", None),
+        ("roberta", "sequence_classification", "cls"),
+        ("roberta", "token_classification", None),
+        ("distilbert", "sequence_classification", "cls"),
+        ("distilbert", "token_classification", None),
+        ("eurobert", "sequence_classification", "cls"),
+        ("eurobert", "sequence_classification", "mean"),
+        ("eurobert", "token_classification", None),
     ],
 )
 def test_classifiers_give_their_logits(tmp_path, family, head, pooling):
-    config = small_config(family)
+    config = CONFIGS[family]
     model = classifier(config, pooling).eval()
     state = random_state(model)
     model.load_state_dict(state)
@@ -209,7 +240,9 @@ def test_every_preset_is_native(family, size):
         ("bert", {"position": "rope"}, "position is 'rope'"),
         ("bert", {"bias": False}, "bias is False"),
         ("bert", {"attention": ("global", "local")}, "attention is ('global', 'local')"),
-        ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0"),
+        ("bert", {"type_vocab_size": 0, "norm_eps": 0.1}, "type_vocab_size is 0"),
+        ("bert", {"position_offset": 2}, "position_offset is 2"),
+        ("bert", {"lm_head": "linear"}, "lm_head is 'linear'"),
         ("bert", {"final_norm": True}, "final_norm is True"),
         ("modern", {"norm": "rms_norm"}, "norm is 'rms_norm'"),
         ("modern", {"embedding_norm": False}, "embedding_norm is False"),
@@ -273,7 +306,11 @@ def test_a_config_from_before_transformers_5_is_read():
 def test_a_bare_config_means_their_defaults():
     for family, theirs in (
         (BERT, transformers.BertConfig()),
+        (ROBERTA, transformers.RobertaConfig()),
+        (FAMILIES["xlm-roberta"], transformers.XLMRobertaConfig()),
+        (FAMILIES["distilbert"], transformers.DistilBertConfig()),
         (MODERNBERT, transformers.ModernBertConfig()),
+        (EUROBERT, transformers.EuroBertConfig()),
     ):
         names = {"architectures": [family.heads["masked_lm"].name]}
         bare = read_config(names, family).config
@@ -307,6 +344,13 @@ def test_their_activations_are_ours():
         (BERT, {"quantization_config": {"bits": 4}}, "quantization_config"),
         (BERT, {"architectures": ["BertLMHeadModel"]}, "BertLMHeadModel"),
         (BERT, {"architectures": None}, "architectures None"),
+        (ROBERTA, {"hidden_act": "relu"}, "hidden_act 'relu' is not supported, only 'gelu'"),
+        (ROBERTA, {"pad_token_id": 511}, "pad_token_id: 511"),
+        (EUROBERT, {"num_key_value_heads": 4}, "num_key_value_heads 4 is not supported, only 12"),
+        (EUROBERT, {"head_dim": 32}, "head_dim 32"),
+        (EUROBERT, {"mlp_bias": True}, "mlp_bias"),
+        (EUROBERT, {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        (EUROBERT, {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
         (MODERNBERT, {"decoder_bias": False}, "decoder_bias"),
         (MODERNBERT, {"attention_bias": True}, "attention_bias True, mlp_bias False"),
         (MODERNBERT, {"classifier_activation": "relu"}, "classifier_activation 'relu'"),

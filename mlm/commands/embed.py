@@ -34,8 +34,18 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="a .jsonl, .npy or .parquet; row i is the vector of text i",
     )
     add("--text_column", type=str, default="text", help="the table's column of texts")
-    add("--pooling", type=Literal["mean", "cls"], default="mean", help="of a text's tokens")
-    add("--normalize", type=bool, default=False, help="scale every vector to length 1")
+    add(
+        "--pooling",
+        type=Literal["mean", "cls"] | None,
+        default=None,
+        help="of a text's tokens; by default what the model was trained with, else mean",
+    )
+    add(
+        "--normalize",
+        type=bool | None,
+        default=None,
+        help="scale every vector to length 1; by default what the model was trained with, else no",
+    )
 
 
 def run(args: jsonargparse.Namespace) -> None:

@@ -33,6 +33,8 @@ from mlm.errors import UserError, look_up
 ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """The special tokens that a new tokenizer gets, as ids 0 to 4 in this order."""
 
+# Tokenizers of language models name these instead.
+_SAME_ROLE = {"cls": "bos", "sep": "eos"}
 _OTHER_NAMES = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 
 # An ideograph; a run of letters, marks and digits (cut at 64, where WordPiece would give up on a
@@ -227,7 +229,10 @@ def _special_names(path: Path) -> dict[str, str]:
         return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        tokens = {role: entries.get(f"{role}_token") for role in ROLES}
+        tokens = {
+            role: entries.get(f"{role}_token") or entries.get(f"{_SAME_ROLE.get(role)}_token")
+            for role in ROLES
+        }
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged, not a JSON object ({error})") from None
     names = {r: t.get("content") if isinstance(t, Mapping) else t for r, t in tokens.items()}
@@ -283,6 +288,8 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     for role, name in ROLES.items():
         names = [chosen[role]] if role in chosen else [name, _OTHER_NAMES[role]]
         found = [i for i in map(tokenizer.token_to_id, names) if i is not None]
+        if not found and role == "unk" and "pad" in ids:  # byte-level: nothing is unknown
+            found = [ids["pad"]]
         if not found:
             raise UserError(
                 f"the tokenizer has no {role} token ({' or '.join(names)}); a masked language "

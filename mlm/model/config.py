@@ -33,6 +33,8 @@ class EncoderConfig:
     """Where the norms stand: `post_norm` (BERT) or `pre_norm`; see encoder.py."""
     position: str = "learned"
     """`learned`, `sinusoidal`, `rope` or `none`; see positions.py."""
+    position_offset: int = 0
+    """Rows of the learned positions before the first one (RoBERTa: pad_token_id + 1)."""
     attention: tuple[str, ...] = ("global",)
     """`global` or `local` a layer, repeated down the layers."""
     local_attention: int = 128
@@ -51,6 +53,11 @@ class EncoderConfig:
     """A norm right after the embeddings."""
     final_norm: bool = False
     """A norm after the last layer; pre-norm encoders need it."""
+    lm_head: str = "transform"
+    """The masked-LM head: `transform` (BERT) or `linear`; see heads.py."""
+    pooler: str = "tanh"
+    """What stands between a text's vector and a classifier: `tanh` (BERT), `relu` (DistilBERT),
+    `gelu` (EuroBERT) or `transform` (ModernBERT); see tasks/heads.py."""
     rope_theta: float = 10_000.0
     """RoPE base of the global layers."""
     local_rope_theta: float = 10_000.0
@@ -126,6 +133,7 @@ _MODERN: dict[str, Any] = {
     "bias": False,
     "norm_eps": 1e-5,
     "final_norm": True,
+    "pooler": "transform",
     "max_position_embeddings": 1024,
     "attention": ("global", "local", "local"),
 }

@@ -30,7 +30,6 @@ class Embeddings(nn.Module):
             hidden = hidden + self.position(batch.position_ids)
         if self.token_type is not None:
             types = batch.token_type_ids
-            hidden = hidden + (
-                self.token_type.weight[0] if types is None else self.token_type(types)
-            )
+            only = types is None or self.token_type.num_embeddings == 1  # as in RoBERTa
+            hidden = hidden + (self.token_type.weight[0] if only else self.token_type(types))
         return self.dropout(self.norm(hidden))

@@ -101,13 +101,17 @@ class Encoder(nn.Module):
         Raises:
             UserError: a sequence longer than ``max_position_embeddings``.
         """
-        config = self.config
-        if batch.max_seqlen > config.max_position_embeddings:
+        if batch.max_seqlen > self.config.max_position_embeddings:
             raise UserError(
                 f"a sequence of {batch.max_seqlen} tokens is longer than the model's "
-                f"{config.max_position_embeddings} positions; shorten it or choose another model"
+                f"{self.config.max_position_embeddings} positions; shorten it or choose another "
+                "model"
             )
-        layout = prepare(batch, backend, weights)
+        return self.encode(batch, prepare(batch, backend, weights))
+
+    def encode(self, batch: Batch, layout: Layout) -> Tensor:
+        """As `forward`, with the layout of the batch given: (T, D)."""
+        config = self.config
         turns: dict[str, Rotation | None] = {"global": None, "local": None}
         if config.position == "rope":
             positions = batch.position_ids

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlm.batch import Batch
+from mlm.errors import look_up
 from mlm.model.config import EncoderConfig
 from mlm.model.encoder import Encoder, init_weights
 from mlm.model.feed_forward import build_activation
@@ -36,6 +37,25 @@ class MaskedLMHead(nn.Module):
         return F.linear(self.norm(self.activation(self.dense(hidden))), word_embedding, self.bias)
 
 
+class LinearLMHead(nn.Module):
+    """One map from the encoder's output to the vocabulary, with weights of its own (EuroBERT)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        init_weights(self, config)
+
+    def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
+        """(M, D) → (M, V) logits; the word embedding is not used."""
+        return self.decoder(hidden)
+
+
+LM_HEADS: dict[str, type[MaskedLMHead] | type[LinearLMHead]] = {
+    "transform": MaskedLMHead,
+    "linear": LinearLMHead,
+}
+
+
 class MaskedLanguageModel(nn.Module):
     """An encoder that guesses the tokens behind a mask."""
 
@@ -43,7 +63,7 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.head = MaskedLMHead(config)
+        self.head = look_up(LM_HEADS, config.lm_head, "model.lm_head")(config)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits where they are asked for, and nowhere else.

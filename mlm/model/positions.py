@@ -19,7 +19,13 @@ class LearnedPositions(nn.Embedding):
     """A trained vector a position, as in BERT (https://arxiv.org/abs/1810.04805)."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config.max_position_embeddings, config.hidden_size)
+        rows = config.max_position_embeddings + config.position_offset
+        super().__init__(rows, config.hidden_size)
+        self.offset = config.position_offset
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """(T,) int64 → (T, D)."""
+        return super().forward(position_ids + self.offset if self.offset else position_ids)
 
 
 class SinusoidalPositions(nn.Module):

@@ -61,7 +61,8 @@ def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: floa
         "local": mean_keys(lengths, config.local_attention // 2),
     }
     attention = sum(12 * d * keys[kind] for kind in kinds)
-    head = 6 * head_share * (d * d + d * config.vocab_size)
+    dense = d * d if config.lm_head == "transform" else 0
+    head = 6 * head_share * (dense + d * config.vocab_size)
     return 6 * matrices * config.num_hidden_layers + attention + head
 
 

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from mlm.checkpoint import build_masked_lm, read_folder, save_folder
+from mlm.checkpoint import read_folder, save_folder, start_masked_lm
 from mlm.data.packing import num_rows
 from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer, special_ids
@@ -138,7 +138,7 @@ def _build_model(
     if options["path"] is not None:
         folder = read_folder(options["path"])
         store.check_tokenizer(folder.tokenizer, options["path"])
-        model = build_masked_lm(folder)
+        model = start_masked_lm(folder)
         asked = folder.config.replace(**changes)
         if asked != folder.config:
             fresh = MaskedLanguageModel(asked)

@@ -1,0 +1,1 @@
+"""What a model folder is not already: other people's formats."""
