@@ -108,7 +108,8 @@ def _read_pickle(path: Path) -> State:
             f"{f'({why.strip()})' if why else ''}".rstrip()
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: damaged ({why})") from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise UserError(f"{path}: does not hold named tensors")
     return {str(name): tensor for name, tensor in found.items()}

@@ -187,6 +187,7 @@ def test_sentence_vectors_come_along(pooling, tmp_path, capsys):
 def test_what_is_wrong_with_the_sentence_files_is_one_line(change, message, tmp_path, capsys):
     theirs("Bert", "Model", tmp_path / "m")
     change(tmp_path / "m")
+    capsys.readouterr()
     code = main(["import", "--source", str(tmp_path / "m"), "--output", str(tmp_path / "ours")])
     assert code == 2
     (line,) = capsys.readouterr().err.splitlines()

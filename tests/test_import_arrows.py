@@ -22,7 +22,14 @@ MAY_IMPORT = {
     "mlm.data": ["mlm.batch", *TOOLS],
     "mlm.objectives": ["mlm.batch", "mlm.errors", "mlm.model", "mlm.data"],
     "mlm.training": [
-        *("mlm.batch", "mlm.memory", "mlm.config_files", "mlm.checkpoint", "mlm.huggingface"),
+        *(
+            "mlm.batch",
+            "mlm.memory",
+            "mlm.config_files",
+            "mlm.checkpoint",
+            "mlm.huggingface",
+            "mlm.extending",
+        ),
         *("mlm.model", "mlm.data", "mlm.objectives", *TOOLS),
     ],
     "tasks": ["mlm"],

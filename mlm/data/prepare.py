@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from mlm import __version__
 from mlm.data.corpus import Piece, find_sources, read_pieces
 from mlm.data.encoding import Encoded, encode_batches, id_type
+from mlm.data.extension import extend_tokenizer, read_words
 from mlm.data.held_out import HeldOut, plan
 from mlm.data.identity import content_hash, describe_source, refuse_another
 from mlm.data.progress import Meter, say
@@ -52,6 +53,8 @@ class PrepareOptions:
     """The folder of the token store, to be made."""
     tokenizer: str | None = None
     """A folder with the tokenizer to use; without one, a tokenizer is trained."""
+    add_tokens: str | None = None
+    """A file of words, one a line, that the tokenizer given gets as tokens of their own."""
     vocab_size: int = 16_384
     """Tokens of a new tokenizer, at most."""
     tokenizer_kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
@@ -73,7 +76,13 @@ class PrepareOptions:
 
 
 _OF_NEW_TOKENIZERS = {"vocab_size", "tokenizer_kind", "lowercase", "strip_accents"}
-_MAKE_NO_DIFFERENCE = {"corpus", "output", "tokenizer", "num_processes"}  # or are told by content
+_MAKE_NO_DIFFERENCE = {
+    "corpus",
+    "output",
+    "tokenizer",
+    "add_tokens",
+    "num_processes",
+}  # or are told by content
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
@@ -87,7 +96,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     """
     _check(options)
     sources = find_sources(options.corpus)
-    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+    tokenizer = _given_tokenizer(options)
     output = Path(options.output)
     with building(output.absolute(), lambda: say(f"{output}: being prepared; waiting")):
         manifest = read_manifest(output)
@@ -109,9 +118,20 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(f"num_processes: {options.num_processes} is not at least 1")
     if not -(2**63) <= options.seed < 2**63:
         raise UserError(f"seed: {options.seed} does not fit in 64 bits")
+    if options.add_tokens is not None and options.tokenizer is None:
+        raise UserError("add_tokens: extends a tokenizer; say which one with --tokenizer")
     for field in fields(options) if options.tokenizer is not None else ():
         if field.name in _OF_NEW_TOKENIZERS and getattr(options, field.name) != field.default:
             raise UserError(f"{field.name}: the tokenizer given has its own; leave this out")
+
+
+def _given_tokenizer(options: PrepareOptions) -> Tokenizer | None:
+    if options.tokenizer is None:
+        return None
+    tokenizer = load_tokenizer(options.tokenizer)
+    if options.add_tokens is not None:
+        tokenizer = extend_tokenizer(tokenizer, read_words(options.add_tokens))
+    return tokenizer
 
 
 def _compared(options: PrepareOptions) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from mlm.checkpoint import read_folder, save_folder, start_masked_lm
+from mlm.data.extension import extends
 from mlm.data.packing import num_rows
 from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer, special_ids
 from mlm.errors import UserError
+from mlm.extending import extend_vocabulary
 from mlm.huggingface import native_class
 from mlm.memory import keep_freed_memory
 from mlm.model.attention import choose_backend
@@ -137,6 +139,12 @@ def _build_model(
     }
     if options["path"] is not None:
         folder = read_folder(options["path"])
+        if extends(tokenizer, folder.tokenizer):
+            say(
+                f"{store.path} has more tokens than {options['path']}; their rows are the means "
+                "of their pieces'"
+            )
+            folder = extend_vocabulary(folder, tokenizer)
         store.check_tokenizer(folder.tokenizer, options["path"])
         model = start_masked_lm(folder)
         asked = folder.config.replace(**changes)
