@@ -1,6 +1,7 @@
 """`mlm export`: what onnxruntime and sentence-transformers compute is what we compute."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -125,3 +126,85 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     assert main([*words, "--output", str(tmp_path / "m")]) == 2
     assert "is there already" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+class FakeApi:
+    """What of `HfApi` is called, without a network; keeps what was uploaded."""
+
+    uploads: ClassVar[list] = []
+
+    def create_repo(self, repo_id, exist_ok, private):
+        assert exist_ok
+        self.uploads.append((repo_id, private))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self.uploads.append({p.name: p.read_bytes() for p in folder_path.iterdir()})
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "uploads", [])
+    return FakeApi.uploads
+
+
+def test_a_pushed_model_has_a_card_of_its_run(tmp_path, hub, capsys):
+    run = tmp_path / "run"
+    save_masked_lm(run / "model", small_config("modern"), info={"steps": 40, "tokens": 9000})
+    (run / "config.yaml").write_text(
+        "store: /secret/place/books\nbudget: 60steps\nseed: 3\n"
+        "optimizer:\n  name: muon\n  lr: 0.004\n"
+    )
+    (run / "metrics.csv").write_text(
+        "step,train/loss,val/loss,val/accuracy\n20,7.5,,\n20,,7.25,0.125\n40,,6.5,0.25\n60,,1.0,0.9\n"
+    )
+    words = ["export", "--model", str(run / "model"), "--push_to_hub", "me/small"]
+    assert main([*words, "--license", "mit", "--private", "true"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"url": "https://huggingface.co/me/small"}
+    (name, private), files = hub
+    assert (name, private) == ("me/small", True)
+    assert files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    card = files["README.md"].decode()
+    assert card.startswith("---\ntags:\n- mlm\n")
+    assert "license: mit\n" in card
+    assert "# small\n" in card
+    assert "- store: `books`" in card
+    assert "secret" not in card
+    assert "lr: 0.004" in card
+    assert "| 40 | 6.5000 | 0.2500 |" in card
+    assert "0.9" not in card  # measured after this model was saved
+
+
+def test_a_card_without_a_run_claims_nothing(tmp_path, hub):
+    save_masked_lm(tmp_path / "m", small_config("bert"))
+    assert main(["export", "--model", str(tmp_path / "m"), "--push_to_hub", "me/small"]) == 0
+    card = hub[1]["README.md"].decode()
+    assert "license" not in card
+    assert "##" not in card
+
+
+def test_no_network_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    save_masked_lm(tmp_path / "m", small_config("bert"))
+    words = ["export", "--model", str(tmp_path / "m"), "--push_to_hub", "me/small"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--push_to_hub" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "say what to export to"),
+        ("--format onnx", "belong together"),
+        ("--output x --push_to_hub a/b", "belong together"),
+    ],
+)
+def test_half_a_wish_is_refused(words, message, tmp_path, capsys):
+    assert main(["export", "--model", str(tmp_path), *words.split()]) == 2
+    assert message in capsys.readouterr().err

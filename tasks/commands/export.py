@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,8 +21,13 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """The options of ``mlm export``."""
     add_model_path(parser)
     add = parser.add_argument
-    add("--format", type=Literal["onnx", "sentence-transformers"], required=True, help="to what")
-    add("--output", type=str, required=True, metavar="DIR", help="the folder to write")
+    add(
+        "--format",
+        type=Literal["onnx", "sentence-transformers"] | None,
+        default=None,
+        help="to what; without it, --push_to_hub uploads the model folder itself",
+    )
+    add("--output", type=str | None, default=None, metavar="DIR", help="the folder to write")
     add(
         "--pooling",
         type=Literal["mean", "cls"] | None,
@@ -35,25 +41,50 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="sentence-transformers: vectors of length 1; by default as the model was trained",
     )
     add("--int8", type=bool, default=False, help="onnx: also write a model with 8-bit weights")
+    add(
+        "--push_to_hub",
+        type=str | None,
+        default=None,
+        metavar="OWNER/NAME",
+        help="upload it to the Hugging Face Hub, with a card of the run",
+    )
+    add("--license", type=str | None, default=None, help="on the card, in the Hub's words: mit, …")
+    add("--private", type=bool, default=False, help="a new repository is private")
 
 
 def run(args: jsonargparse.Namespace) -> None:
-    """Write the folder, and print what was found on the way."""
+    """Write the folder, upload it where asked, and print what was found on the way."""
     from mlm.checkpoint import read_folder
-    from mlm.exporting.onnx import export_onnx
+
+    if args.format is None and args.push_to_hub is None:
+        raise UserError("say what to export to: --format onnx|sentence-transformers, --push_to_hub")
+    if (args.format is None) != (args.output is None):
+        raise UserError("--format and --output belong together; give both or neither")
+    folder = read_folder(args.model.path)
+    found: dict[str, Any] = {}
+    directory = folder.directory
+    if args.format is not None:
+        directory = Path(args.output)
+        if directory.exists():
+            raise UserError(f"{directory}: is there already; choose another --output")
+        found = {"output": str(directory), **_export(args, folder, directory)}
+    if args.push_to_hub is not None:
+        from mlm.exporting.push import push_to_hub
+
+        found["url"] = push_to_hub(directory, folder, args.push_to_hub, args.license, args.private)
+    print(json.dumps(found))
+
+
+def _export(args: jsonargparse.Namespace, folder: ModelFolder, output: Path) -> dict[str, Any]:
+    if args.format == "onnx":
+        from mlm.exporting.onnx import export_onnx
+
+        beside = functools.partial(_write_beside, folder)
+        return {**export_onnx(_padded(folder), output, beside, args.int8)}
     from mlm.exporting.sentence_transformers import export_sentence_transformers
 
-    output = Path(args.output)
-    if output.exists():
-        raise UserError(f"{output}: is there already; choose another --output")
-    folder = read_folder(args.model.path)
-    found: dict[str, Any] = {"output": str(output)}
-    if args.format == "onnx":
-        model = _padded(folder)
-        found |= export_onnx(model, output, lambda place: _write_beside(folder, place), args.int8)
-    else:
-        found["class"] = export_sentence_transformers(folder, output, args.pooling, args.normalize)
-    print(json.dumps(found))
+    name = export_sentence_transformers(folder, output, args.pooling, args.normalize)
+    return {"class": name}
 
 
 def _padded(folder: ModelFolder) -> PaddedEncoder:
