@@ -26,7 +26,7 @@ venv: .venv/.installed
 	    echo 'mlm needs Python 3.11 or newer, and $(PYTHON) is older or missing;' \
 	        'name another one, as in: make PYTHON=python3.12'; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev,hf]'
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev,hf,onnx]'
 	@touch $@
 
 demo: venv

@@ -284,7 +284,7 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
         UserError: there is no token for one of the roles.
     """
     chosen: dict[str, str] = vars(tokenizer).get("special_names", {})
-    ids = {}
+    ids: dict[str, int] = {}
     for role, name in ROLES.items():
         names = [chosen[role]] if role in chosen else [name, _OTHER_NAMES[role]]
         found = [i for i in map(tokenizer.token_to_id, names) if i is not None]

@@ -104,7 +104,7 @@ def _padded(folder: ModelFolder) -> PaddedEncoder:
 
 def _write_beside(folder: ModelFolder, place: Path) -> None:
     """The tokenizer, and what config.json says, beside the graph."""
-    from mlm.checkpoint import save_tokenizer
+    from mlm.data.tokenizer import save_tokenizer
 
     config = folder.config
     save_tokenizer(
