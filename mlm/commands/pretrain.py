@@ -16,6 +16,8 @@ class CheckpointOptions:
     """Save every so many steps; null saves at the end only."""
     keep: int = 3
     """How many checkpoints stay; older ones are removed."""
+    first: bool = False
+    """Save the model before its first step too, as step 0, and keep it."""
 
 
 def add_arguments(parser: CommandParser) -> None:

@@ -105,13 +105,18 @@ class Checkpoints(Callback):
     It saves when the next batch begins: by then the step's validation is done and logged.
     """
 
-    def __init__(self, directory: Path, every_n_steps: int | None, keep: int) -> None:
+    def __init__(
+        self, directory: Path, every_n_steps: int | None, keep: int, first: bool = False
+    ) -> None:
         self.directory, self.every_n_steps, self.keep = directory, every_n_steps, keep
+        self.first = first
         self._saved: int | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """What a run starts from needs no saving."""
+        """What a run starts from needs no saving, unless it is wanted for comparison."""
         self._saved = trainer.global_step
+        if self.first and trainer.global_step == 0:
+            self._save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Save if the step before this batch was due."""
@@ -127,7 +132,10 @@ class Checkpoints(Callback):
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
         trainer.save_checkpoint(self.directory / f"step_{trainer.global_step:08d}")
-        for old in sorted(self.directory.glob("step_*"))[: -self.keep]:
+        saved = sorted(self.directory.glob("step_*"))
+        if self.first and saved[0].name == "step_00000000":
+            saved = saved[1:]
+        for old in saved[: -self.keep]:
             trainer.strategy.remove_checkpoint(old)
 
 

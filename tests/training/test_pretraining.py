@@ -83,6 +83,18 @@ def test_a_finished_run_is_left_as_it_is(pretrain_settings, tmp_path, capsys):
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
+def test_the_model_before_its_first_step(pretrain_settings, tmp_path):
+    words = "--budget 6steps --checkpoint.every_n_steps 2 --checkpoint.keep 1"
+    words += " --checkpoint.first true"
+    pretrain(pretrain_settings(words))
+    whole = losses(tmp_path / "run")
+    places = tmp_path / "run" / "checkpoints"
+    assert sorted(p.name for p in places.iterdir()) == ["step_00000000", "step_00000006"]
+    load_masked_lm(places / "step_00000000" / "model")
+    pretrain(pretrain_settings(f"{words} --resume {places / 'step_00000000'}"))
+    assert losses(tmp_path / "run") == whole
+
+
 def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
     curves = []
     for accumulation in (1, 2, 4):
