@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, start: str) -> None:
     folder = args.work / start
     words = ["finetune", "--config", args.config, "--model", args.model, "--run_dir", folder]
     words += ["--train", args.train, "--validation", args.validation, "--seeds", str(args.seeds)]
+    words += ["--resume", "auto"]  # what is finished is not done again
     _, seconds = mlm(*words, *(["--model.random", "true"] if start == "random" else []))
     seeds = sorted(folder.glob("seed_*")) or [folder]
     accuracies = []
