@@ -9,16 +9,18 @@ from mlm.errors import UserError
 
 # Of a repository, only what a model folder needs.
 _FILES = ("*.json", "vocab.txt", "merges.txt", "1_Pooling/config.json")
-_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))
+# The first of these that there is.
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
-def model_directory(source: str | Path) -> Path:
+def model_directory(source: str | Path, weights: bool = True) -> Path:
     """The folder that ``source`` names.
 
     Args:
         source: a folder, or a model's name on the Hub: ``NAME``, ``OWNER/NAME``, and a branch, tag
             or commit after an ``@``.
+        weights: whether its weights are wanted too, or the tokenizer alone.
 
     Raises:
         UserError: neither; or the Hub cannot be reached and the model was never fetched before.
@@ -29,10 +31,11 @@ def model_directory(source: str | Path) -> Path:
     # `runs/modle` is a slip of the pen where there is a folder `runs`.
     if not _ID.fullmatch(name) or (len(path.parts) > 1 and Path(path.parts[0]).exists()):
         raise UserError(f"{source}: no such model folder")
-    return _fetch(*name.partition("@")[::2])
+    name, _, revision = name.partition("@")
+    return _fetch(name, revision, _WEIGHTS if weights else ())
 
 
-def _fetch(name: str, revision: str) -> Path:
+def _fetch(name: str, revision: str, weights: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -46,10 +49,10 @@ def _fetch(name: str, revision: str) -> Path:
     at = revision or None
     try:
         folder = Path(snapshot_download(name, revision=at, allow_patterns=list(_FILES)))
-        for patterns in _WEIGHTS:
-            if not any(folder.glob(patterns[0])):
-                snapshot_download(name, revision=at, allow_patterns=list(patterns))
-            if any(folder.glob(patterns[0])):
+        for pattern in weights:
+            if not any(folder.glob(pattern)):
+                snapshot_download(name, revision=at, allow_patterns=[pattern])
+            if any(folder.glob(pattern)):
                 break
     except GatedRepoError:
         why = "the Hub asks for its terms to be accepted first, and for `hf auth login`"

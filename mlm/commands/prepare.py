@@ -29,4 +29,8 @@ def run(args: jsonargparse.Namespace) -> None:
     """Make the token store, and print the report."""
     from mlm.data.prepare import PrepareOptions, prepare
 
+    if args.tokenizer is not None:
+        from mlm.hub import model_directory
+
+        args.tokenizer = str(model_directory(args.tokenizer, weights=False))
     print(json.dumps(prepare(PrepareOptions(**settings(args)))))

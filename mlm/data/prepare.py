@@ -52,7 +52,8 @@ class PrepareOptions:
     output: str
     """The folder of the token store, to be made."""
     tokenizer: str | None = None
-    """A folder with the tokenizer to use; without one, a tokenizer is trained."""
+    """A folder with the tokenizer to use, or a model's name on the Hugging Face Hub; without one, a
+    tokenizer is trained."""
     add_tokens: str | None = None
     """A file of words, one a line, that the tokenizer given gets as tokens of their own."""
     vocab_size: int = 16_384
