@@ -112,7 +112,9 @@ def save_folder(
     if labels is None and "head.classifier.bias" in tensors:
         labels = [f"LABEL_{index}" for index in range(len(tensors["head.classifier.bias"]))]
     expected = expected_tensors(config, head, labels, native.name is not None)
-    check_tensors(tensors, _with_or_without_pooler(expected, tensors, head), directory)
+    if head == "encoder" and not _without_encoder(tensors):  # a pooler may be there, or not
+        expected = {name: t for name, t in expected.items() if name.startswith("encoder.")}
+    check_tensors(tensors, expected, directory)
     _check_vocabulary(tokenizer, config, directory)
     values: dict[str, Any]
     if native.name is not None:
@@ -193,17 +195,15 @@ def _read_native(path: Path, tensors: State, expected: State, family: Family, he
         tensors = drop_repeated(tensors, family, head)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    found = from_native(tensors, family, head) if head == "encoder" else {}
-    expected = _with_or_without_pooler(expected, found, head)
+    pooler = to_native(_without_encoder(expected), family, head)
+    if head == "encoder" and not pooler.keys() & tensors.keys():
+        expected = {name: t for name, t in expected.items() if name.startswith("encoder.")}
     check_tensors(tensors, to_native(expected, family, head), path)
     return from_native(tensors, family, head)
 
 
-def _with_or_without_pooler(expected: State, found: State, head: str) -> State:
-    """A bare encoder may come with a pooler, as BertModel does, and need not."""
-    if head != "encoder" or any(name.startswith("head.") for name in found):
-        return expected
-    return {name: tensor for name, tensor in expected.items() if name.startswith("encoder.")}
+def _without_encoder(state: State) -> State:
+    return {name: t for name, t in state.items() if not name.startswith("encoder.")}
 
 
 def load_masked_lm(directory: str | Path) -> MaskedLanguageModel:
