@@ -222,8 +222,10 @@ def build_masked_lm(folder: ModelFolder) -> MaskedLanguageModel:
         UserError: a model with another head.
     """
     if folder.head != "masked_lm":
+        bare = folder.head == "encoder"
+        kind = "bare encoder" if bare else f"{folder.head.replace('_', ' ')} model"
         raise UserError(
-            f"{folder.directory}: is a {folder.head.replace('_', ' ')} model; "
+            f"{folder.directory}: is a {kind}; "
             f"name a pretrained one, whose head fills in masked tokens"
         )
     model = MaskedLanguageModel(folder.config)
