@@ -40,13 +40,14 @@ def run(args: argparse.Namespace, start: str) -> None:
     words = ["finetune", "--config", args.config, "--model", args.model, "--run_dir", folder]
     words += ["--train", args.train, "--validation", args.validation, "--seeds", str(args.seeds)]
     words += ["--resume", "auto"]  # what is finished is not done again
-    _, seconds = mlm(*words, *(["--model.random", "true"] if start == "random" else []))
+    mlm(*words, *(["--model.random", "true"] if start == "random" else []))
     seeds = sorted(folder.glob("seed_*")) or [folder]
-    accuracies = []
+    accuracies, seconds = [], 0.0
     for seed in seeds:
         printed, _ = mlm(
             "evaluate", "--model", seed / "model", "--data", args.test or args.validation
         )
+        seconds += json.loads((seed / "results.json").read_text())["seconds"]
         accuracies.append(100 * json.loads(printed)["accuracy"])
     record(
         args.output,
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace, start: str) -> None:
         spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         values=accuracies,
         unit="% accuracy",
-        minutes_a_seed=seconds / 60 / args.seeds,
+        minutes_a_seed=seconds / 60 / len(seeds),
     )
 
 
