@@ -16,10 +16,11 @@ _SETTINGS = {
 def keep_freed_memory() -> bool:
     """Tell the C allocator to reuse what is freed instead of returning it to the system.
 
-    A training step frees and asks for the same hundreds of megabytes again. By default glibc maps
-    each large block anew, and the system clears every page of it on first touch: on two CPU cores
-    that was measured to cost up to four fifths of the time. The price is that the process stays as
-    large as its largest moment, so commands that only read and write files do without.
+    A step of training, or of answering, frees and asks for the same hundreds of megabytes again. By
+    default glibc maps each large block anew, and the system clears every page of it on first touch:
+    on two CPU cores that was measured to cost up to four fifths of the time. The price is that the
+    process stays as large as its largest moment, so `mlm prepare`, which reads and writes, does
+    without.
 
     Returns:
         Whether it took effect; only Linux with glibc has the switch.

@@ -59,7 +59,9 @@ def run(args: jsonargparse.Namespace) -> None:
 
     from mlm.data.tables import read_texts
     from mlm.inference import Embedder
+    from mlm.memory import keep_freed_memory
 
+    keep_freed_memory()
     texts = read_texts(args.input, args.text_column)
     embedder = Embedder(args.model.path, args.pooling, args.normalize)
     vectors = embedder(texts)

@@ -45,8 +45,10 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Any) -> None:
     """Print the metrics, and write them where asked."""
     from mlm.checkpoint import read_folder
+    from mlm.memory import keep_freed_memory
     from tasks.reports import as_json, write_json
 
+    keep_freed_memory()
     masked_lm = read_folder(args.model.path).head == "masked_lm"
     scores = evaluate_pretrained(args) if masked_lm else evaluate_task(args)
     print(as_json(scores))

@@ -46,8 +46,10 @@ def run(args: Any) -> None:
     """Answer every input, in order."""
     if (args.text is None) == (args.input is None):
         raise UserError("give either --text or --input")
+    from mlm.memory import keep_freed_memory
     from tasks.inference import Predictor
 
+    keep_freed_memory()
     predictor = Predictor.from_pretrained(args.model.path, args.device, args.precision, args.task)
     if args.text is not None:
         inputs = group_texts(args.text, predictor)
