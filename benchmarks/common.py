@@ -9,6 +9,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,16 +19,39 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def mlm(*words: str | Path) -> tuple[str, float]:
-    """Run ``mlm`` as a user would, progress on the terminal.
+def mlm(*words: Any, log: Path | None = None, threads: int | None = None) -> tuple[str, float]:
+    """Run ``mlm`` as a user would; see `python`."""
+    return python("-m", "mlm", *words, log=log, threads=threads)
+
+
+def python(*words: Any, log: Path | None = None, threads: int | None = None) -> tuple[str, float]:
+    """Run a Python command, without a network.
+
+    Args:
+        words: what follows `python`.
+        log: where its progress goes; by default to the terminal.
+        threads: how many it may compute with; by default all.
 
     Returns:
         What it printed to standard output, and the seconds it took.
     """
     begin = time.perf_counter()
-    command = [sys.executable, "-m", "mlm", *map(str, words)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, *map(str, words)]
+    with nullcontext() if log is None else log.open("w") as stderr:
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
+        )
     return done.stdout, time.perf_counter() - begin
+
+
+def side_by_side(function: Callable[[Any, int], Any], cases: Sequence[Any], jobs: int) -> list[Any]:
+    """``function(case, threads)`` of all cases, ``jobs`` at a time, sharing the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(lambda case: function(case, threads), cases))
 
 
 def machine() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> tuple[State, dict[str, str]]:
+    _check_download(path)
     if path.suffix == ".bin":
         return _read_pickle(path), {}
     try:
@@ -96,6 +98,22 @@ def _read_file(path: Path) -> tuple[State, dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error})") from None
+
+
+def _check_download(path: Path) -> None:
+    """Refuse what the Hub's cache holds under the digest of other bytes.
+
+    Large files are links there to blobs named by their sha256.
+    """
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) is None:
+        return
+    with blob.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != blob.name:
+        raise UserError(
+            f"{path}: damaged, it does not match the Hub's checksum; delete {blob} and try again"
+        )
 
 
 def _read_pickle(path: Path) -> State:

@@ -197,12 +197,23 @@ def test_no_network_is_one_line(tmp_path, monkeypatch, capsys):
     assert "--push_to_hub" in line
 
 
+def test_what_has_no_task_has_no_scores(tmp_path, capsys):
+    save_masked_lm(tmp_path / "m", small_config("bert"))
+    words = ["export", "--model", tmp_path / "m", "--format", "onnx", "--data", "x.csv"]
+    assert main([*map(str, words), "--output", str(tmp_path / "onnx")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--data" in line
+    assert "no task" in line
+    assert not (tmp_path / "onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("", "say what to export to"),
         ("--format onnx", "belong together"),
         ("--output x --push_to_hub a/b", "belong together"),
+        ("--data x.csv --push_to_hub a/b", "only --format onnx"),
     ],
 )
 def test_half_a_wish_is_refused(words, message, tmp_path, capsys):

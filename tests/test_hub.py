@@ -1,6 +1,9 @@
 """Models by their name on the Hub, without a network."""
 
+import hashlib
+
 import pytest
+from safetensors.torch import load_file, save_file
 from small_models import save_masked_lm, small_config
 
 from mlm.checkpoint import read_folder
@@ -41,11 +44,37 @@ def test_no_network_and_not_cached_is_one_line(name, offline, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cached_model_needs_no_network(offline):
+@pytest.fixture
+def cached(offline):
+    """The snapshot of a model that was fetched before, as the Hub's cache keeps it."""
     snapshot = offline / "models--ours--small" / "snapshots" / ("a" * 40)
     snapshot.parent.mkdir(parents=True)
     save_masked_lm(snapshot, small_config("bert"))
     refs = offline / "models--ours--small" / "refs"
     refs.mkdir()
     (refs / "main").write_text("a" * 40)
+    return snapshot
+
+
+def test_a_cached_model_needs_no_network(cached):
     assert read_folder("ours/small").config == small_config("bert")
+
+
+def test_a_flipped_bit_in_the_cache_is_found(cached):
+    """Files of other people's have no checksum inside, but large ones are named by theirs."""
+    weights = cached / "model.safetensors"
+    tensors = load_file(weights)
+    weights.unlink()
+    save_file(tensors, weights)  # without our own checksum
+    content = weights.read_bytes()
+    blob = cached.parents[1] / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.parent.mkdir()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    assert read_folder("ours/small").head == "masked_lm"
+    damaged = bytearray(content)
+    damaged[-1] ^= 1
+    blob.write_bytes(damaged)
+    with pytest.raises(UserError, match="does not match the Hub's checksum") as found:
+        read_folder("ours/small")
+    assert str(blob) in str(found.value)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jsonargparse
 
-from mlm.arguments import add_model_path
+from mlm.arguments import add_data_path, add_model_path
 from mlm.errors import UserError
 
 if TYPE_CHECKING:
     from mlm.checkpoint import ModelFolder
     from mlm.exporting.onnx import PaddedEncoder
+    from tasks.exporting import Comparison
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -41,6 +42,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="sentence-transformers: vectors of length 1; by default as the model was trained",
     )
     add("--int8", type=bool, default=False, help="onnx: also write a model with 8-bit weights")
+    add_data_path(
+        parser,
+        "onnx: a labelled table, on which the model and each graph of it are scored",
+        required=False,
+    )
     add(
         "--push_to_hub",
         type=str | None,
@@ -60,6 +66,8 @@ def run(args: jsonargparse.Namespace) -> None:
         raise UserError("say what to export to: --format onnx|sentence-transformers, --push_to_hub")
     if (args.format is None) != (args.output is None):
         raise UserError("--format and --output belong together; give both or neither")
+    if args.data.path is not None and args.format != "onnx":
+        raise UserError("--data: only --format onnx has something to compare on it; leave it out")
     folder = read_folder(args.model.path)
     found: dict[str, Any] = {}
     directory = folder.directory
@@ -79,12 +87,31 @@ def _export(args: jsonargparse.Namespace, folder: ModelFolder, output: Path) -> 
     if args.format == "onnx":
         from mlm.exporting.onnx import export_onnx
 
+        compare = _comparison(folder, args.data.path)  # a bad table is found before the long work
         beside = functools.partial(_write_beside, folder)
-        return {**export_onnx(_padded(folder), output, beside, args.int8)}
+        found: dict[str, Any] = {**export_onnx(_padded(folder), output, beside, args.int8)}
+        if compare is not None:
+            found["scores"] = scores = compare(sorted(output.glob("*.onnx")))
+            if args.int8:
+                full, small = scores["torch"], scores["model_int8.onnx"]
+                found["int8_score_difference"] = {name: small[name] - full[name] for name in full}
+        return found
     from mlm.exporting.sentence_transformers import export_sentence_transformers
 
     name = export_sentence_transformers(folder, output, args.pooling, args.normalize)
     return {"class": name}
+
+
+def _comparison(folder: ModelFolder, table: str | None) -> Comparison | None:
+    if table is None:
+        return None
+    if folder.head in ("masked_lm", "encoder"):
+        raise UserError(
+            f"--data: {folder.directory} has no task that could be scored; leave it out"
+        )
+    from tasks.exporting import Comparison
+
+    return Comparison(folder.directory, table)
 
 
 def _padded(folder: ModelFolder) -> PaddedEncoder:

@@ -1,7 +1,17 @@
 """What the tests of tasks share."""
 
 import pytest
-from toy import number_rows, toy_rows, toy_tokenizer, write_csv, write_pretrained
+from toy import (
+    number_rows,
+    toy_rows,
+    toy_tokenizer,
+    write_csv,
+    write_folder,
+    write_pretrained,
+)
+
+from tasks.regression import Regression
+from tasks.text_classification import TextClassification
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +45,15 @@ def numbers(tmp_path_factory):
         name: write_csv(root / f"{name}.csv", header, number_rows(count, seed))
         for name, count, seed in (("train", 300, 1), ("validation", 60, 2))
     }
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory, toy, tokenizer):
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    return write_folder(folder, TextClassification, toy["train"], tokenizer)
+
+
+@pytest.fixture(scope="session")
+def regressor(tmp_path_factory, numbers, tokenizer):
+    folder = tmp_path_factory.mktemp("regressor") / "model"
+    return write_folder(folder, Regression, numbers["train"], tokenizer, "bert")

@@ -4,45 +4,13 @@ import json
 import math
 
 import pytest
-import torch
 from sklearn.metrics import f1_score
-from toy import number_rows, toy_config, toy_rows, write_csv, write_pretrained
+from toy import number_rows, toy_rows, write_csv, write_pretrained
 
 from mlm.cli import main
 from mlm.errors import UserError
 from tasks import Classifier
-from tasks.base import Rows
-from tasks.folders import save_task_folder
-from tasks.heads import TaskModel
 from tasks.inference import Predictor
-from tasks.options import TaskSettings
-from tasks.regression import Regression
-from tasks.text_classification import TextClassification
-
-
-def write_folder(directory, kind, train, tokenizer, family="modern"):
-    """A folder of a task with random weights that are far from those of an initialisation."""
-    config = toy_config(family, tokenizer)
-    task = kind(TaskSettings())
-    task.fit(Rows.read(train), config)
-    torch.manual_seed(3)
-    model = TaskModel(config, task.build_head(config))
-    for parameter in model.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    save_task_folder(directory, model.state_dict(), config, task, tokenizer)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory, toy, tokenizer):
-    folder = tmp_path_factory.mktemp("classifier") / "model"
-    return write_folder(folder, TextClassification, toy["train"], tokenizer)
-
-
-@pytest.fixture(scope="session")
-def regressor(tmp_path_factory, numbers, tokenizer):
-    folder = tmp_path_factory.mktemp("regressor") / "model"
-    return write_folder(folder, Regression, numbers["train"], tokenizer, "bert")
 
 
 def answers(capsys, *words):

@@ -11,6 +11,9 @@ from mlm.data.tokenizer import train_tokenizer
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from tasks.base import Rows
+from tasks.folders import save_task_folder
+from tasks.heads import TaskModel
+from tasks.options import TaskSettings
 
 GOOD = ["wonderful", "moving", "funny", "brilliant"]
 BAD = ["dull", "clumsy", "boring", "awful"]
@@ -70,4 +73,17 @@ def write_pretrained(directory: Path, family: str, tokenizer, **changes) -> Path
     save_folder(
         directory, config=config, head="masked_lm", state=state, tokenizer=tokenizer, info={}
     )
+    return directory
+
+
+def write_folder(directory, kind, train, tokenizer, family="modern"):
+    """A folder of a task with random weights that are far from those of an initialisation."""
+    config = toy_config(family, tokenizer)
+    task = kind(TaskSettings())
+    task.fit(Rows.read(train), config)
+    torch.manual_seed(3)
+    model = TaskModel(config, task.build_head(config))
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_task_folder(directory, model.state_dict(), config, task, tokenizer)
     return directory

@@ -1,0 +1,51 @@
+"""`mlm export` of fine-tuned models: a graph answers, and scores, as the model does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mlm.cli import main
+from tasks.exporting import OnnxModel
+from tasks.inference import Predictor
+
+pytestmark = pytest.mark.slow
+
+
+def export(model, output, *words, capsys):
+    pytest.importorskip("onnxscript")
+    words = ["export", "--format", "onnx", "--model", model, "--output", output, *words]
+    assert main([*map(str, words)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor"])  # modern with mean, bert with cls
+def test_a_graph_answers_as_the_model_does(kind, toy, numbers, tmp_path, capsys, request):
+    model = request.getfixturevalue(kind)
+    table = (toy if kind == "classifier" else numbers)["validation"]
+    said = export(model, tmp_path / "onnx", "--data", table, capsys=capsys)
+    assert said["max_difference"] < 1e-4
+    torch_scores, graph_scores = said["scores"]["torch"], said["scores"]["model.onnx"]
+    assert torch_scores.keys() == graph_scores.keys() >= {"loss"}
+    for name, value in torch_scores.items():
+        assert graph_scores[name] == pytest.approx(value, abs=1e-4), name
+
+    predictor = Predictor.from_pretrained(model)
+    texts = ["a dull film", "the", "people and their house with a moving story about it"]
+    rows = [(text,) if kind == "classifier" else (text, "a house") for text in texts]
+    batch = predictor.task.collate(predictor.task.encode(rows, predictor.tokenizer))
+    with torch.inference_mode():
+        ours = predictor.model(batch)
+    found = OnnxModel(tmp_path / "onnx" / "model.onnx")(batch)
+    assert np.abs(found.numpy() - ours.numpy()).max() < 1e-4
+
+
+def test_what_eight_bits_cost_in_accuracy_is_printed(classifier, toy, tmp_path, capsys):
+    words = ["--int8", "true", "--data", toy["validation"]]
+    said = export(classifier, tmp_path / "onnx", *words, capsys=capsys)
+    assert said["scores"].keys() == {"torch", "model.onnx", "model_int8.onnx"}
+    full, small = said["scores"]["torch"], said["scores"]["model_int8.onnx"]
+    for name, change in said["int8_score_difference"].items():
+        assert change == pytest.approx(small[name] - full[name])
+    assert said["int8_score_difference"]["loss"] != 0
