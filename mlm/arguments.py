@@ -230,7 +230,7 @@ def describe_type(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple and Ellipsis not in inner:
-        return f"a list of {len(inner)} values"
+        return f"a list of {len(inner)} values, as in {list(range(1, len(inner) + 1))}"
     if origin in {list, tuple, set}:
         plural = {"an integer": "integers", "a number": "numbers", "a text": "texts"}
         one = describe_type(inner[0])
