@@ -275,7 +275,10 @@ def test_help_comes_from_the_docstrings_under_the_fields(parser, capsys):
             "--optimizer.wandb on",
             "--optimizer.wandb: expected one of online, off or null, got 'on'",
         ),
-        ("--optimizer.betas [1]", "--optimizer.betas: expected a list of 2 values, as in [1, 2], got '[1]'"),
+        (
+            "--optimizer.betas [1]",
+            "--optimizer.betas: expected a list of 2 values, as in [1, 2], got '[1]'",
+        ),
         ("--optimizer.columns a", "--optimizer.columns: expected a list of texts or null, got 'a'"),
         (
             "--optimizer.columns [1]",
