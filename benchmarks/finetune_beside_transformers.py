@@ -28,6 +28,8 @@ PEER = Path(__file__).parent / "peers" / "finetune.py"
 GRID = (5e-5, 1e-4, 2e-4)
 GRID_SEED = 100
 SHARED = {"batch_size": 32, "max_length": 128}
+# What of our optimizer differs from the Trainer's otherwise; warmup and decay have one default.
+BETAS = ("--optimizer.betas", "[0.9, 0.999]")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Bench:
         limit = ["--trainer.max_epochs" if unit == "epochs" else "--trainer.max_steps", number]
         words = ["finetune", "--model", self.model, "--run_dir", folder, *limit]
         words += ["--train", self.args.train, "--validation", self.args.validation]
-        words += ["--seed", case.seed, "--optimizer.lr", case.lr, "--resume", "auto"]
+        words += ["--seed", case.seed, "--optimizer.lr", case.lr, *BETAS, "--resume", "auto"]
         for name, value in SHARED.items():
             words += [f"--data.{name}", value]
         printed, _ = mlm(*words, log=self._log(case), threads=threads)

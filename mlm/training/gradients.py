@@ -21,6 +21,8 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 def rescale_gradients(module: nn.Module, factor: float) -> None:
     """Multiply every gradient of ``module`` by ``factor``, in place."""
+    if factor == 1.0:  # as in fine-tuning on one device, where every step has all its examples
+        return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     torch._foreach_mul_(gradients, factor)
 
