@@ -254,6 +254,22 @@ def add_model_path(
     parser.add_argument("--model.path", type=str, required=required, metavar="MODEL", help=help)
 
 
+def add_vector_arguments(parser: jsonargparse.ArgumentParser, prefix: str = "") -> None:
+    """``--pooling`` and ``--normalize``: how the vectors of tokens become a text's."""
+    parser.add_argument(
+        "--pooling",
+        type=Literal["mean", "cls"] | None,
+        default=None,
+        help=f"{prefix}of a text's tokens; by default what the model was trained with, else mean",
+    )
+    parser.add_argument(
+        "--normalize",
+        type=bool | None,
+        default=None,
+        help=f"{prefix}vectors of length 1; by default what the model was trained with, else no",
+    )
+
+
 def _shown(action: argparse.Action) -> str:
     """What people call an option or a positional argument."""
     if not action.option_strings:

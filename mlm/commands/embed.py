@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import jsonargparse
 import numpy as np
 
-from mlm.arguments import add_model_path
+from mlm.arguments import add_model_path, add_vector_arguments
 from mlm.errors import UserError
 from mlm.files import atomic_file
 
@@ -34,18 +33,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="a .jsonl, .npy or .parquet; row i is the vector of text i",
     )
     add("--text_column", type=str, default="text", help="the table's column of texts")
-    add(
-        "--pooling",
-        type=Literal["mean", "cls"] | None,
-        default=None,
-        help="of a text's tokens; by default what the model was trained with, else mean",
-    )
-    add(
-        "--normalize",
-        type=bool | None,
-        default=None,
-        help="scale every vector to length 1; by default what the model was trained with, else no",
-    )
+    add_vector_arguments(parser)
 
 
 def run(args: jsonargparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jsonargparse
 
-from mlm.arguments import add_data_path, add_model_path
+from mlm.arguments import add_data_path, add_model_path, add_vector_arguments
 from mlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,18 +29,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="to what; without it, --push_to_hub uploads the model folder itself",
     )
     add("--output", type=str | None, default=None, metavar="DIR", help="the folder to write")
-    add(
-        "--pooling",
-        type=Literal["mean", "cls"] | None,
-        default=None,
-        help="sentence-transformers: of a text's tokens; by default as the model was trained",
-    )
-    add(
-        "--normalize",
-        type=bool | None,
-        default=None,
-        help="sentence-transformers: vectors of length 1; by default as the model was trained",
-    )
+    add_vector_arguments(parser, "sentence-transformers: ")
     add("--int8", type=bool, default=False, help="onnx: also write a model with 8-bit weights")
     add_data_path(
         parser,
