@@ -29,7 +29,7 @@ def python(*words: Any, log: Path | None = None, threads: int | None = None) -> 
 
     Args:
         words: what follows `python`.
-        log: where its progress goes; by default to the terminal.
+        log: a file that its progress is added to; by default it goes to the terminal.
         threads: how many it may compute with; by default all.
 
     Returns:
@@ -40,7 +40,7 @@ def python(*words: Any, log: Path | None = None, threads: int | None = None) -> 
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, *map(str, words)]
-    with nullcontext() if log is None else log.open("w") as stderr:
+    with nullcontext() if log is None else log.open("a") as stderr:
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
         )

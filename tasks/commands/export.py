@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +49,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 def run(args: jsonargparse.Namespace) -> None:
     """Write the folder, upload it where asked, and print what was found on the way."""
     from mlm.checkpoint import read_folder
+    from tasks.reports import as_json
 
     if args.format is None and args.push_to_hub is None:
         raise UserError("say what to export to: --format onnx|sentence-transformers, --push_to_hub")
@@ -69,7 +69,7 @@ def run(args: jsonargparse.Namespace) -> None:
         from mlm.exporting.push import push_to_hub
 
         found["url"] = push_to_hub(directory, folder, args.push_to_hub, args.license, args.private)
-    print(json.dumps(found))
+    print(as_json(found))
 
 
 def _export(args: jsonargparse.Namespace, folder: ModelFolder, output: Path) -> dict[str, Any]:

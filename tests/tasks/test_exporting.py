@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from toy import write_csv
 
 from mlm.cli import main
 from tasks.exporting import OnnxModel
@@ -17,7 +18,7 @@ def export(model, output, *words, capsys):
     pytest.importorskip("onnxscript")
     words = ["export", "--format", "onnx", "--model", model, "--output", output, *words]
     assert main([*map(str, words)]) == 0
-    return json.loads(capsys.readouterr().out)
+    return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
 
 
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])  # modern with mean, bert with cls
@@ -49,3 +50,10 @@ def test_what_eight_bits_cost_in_accuracy_is_printed(classifier, toy, tmp_path, 
     for name, change in said["int8_score_difference"].items():
         assert change == pytest.approx(small[name] - full[name])
     assert said["int8_score_difference"]["loss"] != 0
+
+
+def test_a_score_that_is_undefined_is_null(regressor, tmp_path, capsys):
+    rows = [("a film", "a story", 2.0), ("the house", "people", 2.0)]
+    table = write_csv(tmp_path / "rows.csv", ["sentence1", "sentence2", "label"], rows)
+    said = export(regressor, tmp_path / "onnx", "--data", table, capsys=capsys)
+    assert said["scores"]["model.onnx"]["pearson"] is None
