@@ -32,7 +32,7 @@ from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, l
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
 from mlm.training.progress import BudgetProgress
-from mlm.training.run_directory import choose_checkpoint, write_config
+from mlm.training.run_directory import choose_checkpoint, resumed_step, write_config
 from mlm.training.trainer import build_trainer, choose_budget
 from tasks.base import Example, Rows, Task, find_task
 from tasks.datamodule import FineTuningDataModule
@@ -175,7 +175,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         task.higher_is_better(checkpoint.monitor),
         checkpoint.patience,
     )
-    step = None if start is None else int(start.name.removeprefix("step_"))
+    step = resumed_step(start, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, settings, step)
     trainer = build_trainer(
         trainer_settings,

@@ -39,7 +39,7 @@ from mlm.training.module import PretrainingModule
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
 from mlm.training.progress import BudgetProgress
-from mlm.training.run_directory import choose_checkpoint, write_config
+from mlm.training.run_directory import choose_checkpoint, resumed_step, write_config
 from mlm.training.trainer import build_trainer, choose_budget
 
 
@@ -96,9 +96,8 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
     metrics = StepMetrics(every_n_steps, token_flops, peak_flops(device, precision))
     signals = StopOnSignal()
     save = _ModelSaver(model.config, store.tokenizer_dir, module)
-    loggers = build_loggers(
-        LoggingOptions(**settings["logging"]), run_dir, resolved, _step_of(checkpoint)
-    )
+    step = resumed_step(checkpoint, settings["resume"])
+    loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, resolved, step)
     trainer = build_trainer(
         trainer_settings,
         optimizer,
@@ -192,10 +191,6 @@ def _say_what_runs(config: EncoderConfig, device: str, precision: str, data: Dat
     native = native_class(config, "masked_lm")
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {path}; the model {fits}")
-
-
-def _step_of(checkpoint: Path | None) -> int | None:
-    return None if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
 
 
 class _ModelSaver:

@@ -50,6 +50,13 @@ def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
     return None
 
 
+def resumed_step(checkpoint: Path | None, resume: str) -> int | None:
+    """The step that a run goes on from: 0 where `auto` found no checkpoint, None for a new run."""
+    if checkpoint is None:
+        return 0 if resume == "auto" else None
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that writes; known before the ranks have met."""
     return getattr(rank_zero_only, "rank", 0) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,6 +337,16 @@ def test_resume_is_bit_identical(toy, numbers, pretrained, tmp_path, task):
     assert same_weights(halves / "model", whole / "model")
     last = "checkpoints/step_00000008/model"
     assert same_weights(halves / last, whole / last)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(toy, pretrained, tmp_path):
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    for run_dir in (whole, died):
+        run(toy, pretrained["bert"], run_dir, "--trainer.max_steps 4")
+    shutil.rmtree(died / "checkpoints")
+    (died / "results.json").unlink()
+    run(toy, pretrained["bert"], died, "--trainer.max_steps 4 --resume auto")
+    assert losses(died) == losses(whole)
 
 
 def test_a_finished_run_is_left_as_it_is(toy, pretrained, tmp_path, capsys):
