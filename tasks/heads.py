@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mlm.batch import Batch
 from mlm.errors import look_up
 from mlm.model.config import EncoderConfig
+from mlm.model.dropout import Dropout
 from mlm.model.encoder import Encoder, init_weights
 from mlm.model.feed_forward import build_activation
 from mlm.model.norms import build_norm
@@ -56,7 +57,7 @@ class PooledHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=own or config.bias)
         self.activation = activation if activation is not None else build_activation(config)
         self.norm: nn.Module = nn.Identity() if own else build_norm(config)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
         init_weights(self, config)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlm.batch import Batch
+from mlm.model.dropout import drop
 
 # Above this length the (B, N, S, S) weights of `matmul` cost more memory than they save time.
 _MATMUL_MAX_SEQLEN = 1024
@@ -150,7 +151,7 @@ def _matmul(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> 
         scores = scores + hidden.masked_fill_(~visible, -torch.inf)
     weights = scores.softmax(-1)
     if dropout:
-        weights = F.dropout(weights, dropout)
+        weights = drop(weights, dropout)
     return _unpad(weights @ value, layout)
 
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from mlm.batch import Batch
 from mlm.model.config import EncoderConfig
+from mlm.model.dropout import Dropout
 from mlm.model.norms import build_norm
 from mlm.model.positions import build_positions
 
@@ -21,7 +22,7 @@ class Embeddings(nn.Module):
             else None
         )
         self.norm = build_norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         """A ragged batch of T tokens → (T, D)."""

@@ -18,6 +18,7 @@ from mlm.batch import Batch
 from mlm.errors import UserError, look_up
 from mlm.model.attention import Layout, prepare
 from mlm.model.config import EncoderConfig
+from mlm.model.dropout import Dropout
 from mlm.model.embeddings import Embeddings
 from mlm.model.feed_forward import build_feed_forward
 from mlm.model.mixers import SelfAttention
@@ -34,7 +35,7 @@ class PostNormLayer(nn.Module):
         self.mixer_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
         self.feed_forward_norm = build_norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, hidden: Tensor, layout: Layout, turn: Rotation | None) -> Tensor:
         """(T, D) → (T, D)."""
@@ -53,7 +54,7 @@ class PreNormLayer(nn.Module):
         self.mixer = SelfAttention(config, config.layer_attention(index))
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, hidden: Tensor, layout: Layout, turn: Rotation | None) -> Tensor:
         """(T, D) → (T, D)."""
