@@ -39,11 +39,10 @@ def evaluate_masked_lm(
     batches = ValidationBatches(split, vocabulary, sequence_length, batch_size)
     for index in range(len(batches)):
         batch = masked_lm.at_rate(batches[index].to(device), VALIDATION_RATE)
-        assert batch.labels is not None
-        batch_loss, targets, logits = masked_lm.score(model, batch)
-        loss += float(batch_loss)
-        count += int(targets)
-        correct += int(masked_lm.right_guesses(logits, batch.labels))
+        found = masked_lm.score(model, batch)
+        loss += float(found.loss)
+        count += int(found.targets)
+        correct += int(found.right)
     mean = loss / max(count, 1)
     tokens = int(split.ends[len(split.ends) - 1])
     return {

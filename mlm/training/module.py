@@ -54,8 +54,7 @@ class PretrainingModule(SumLossModule):
         highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
         capacity = int(batch.num_tokens * highest) + 1 if self.still else None
         masked = masked_lm.at_rate(batch, self.masking_rate, capacity)
-        loss, targets, _ = masked_lm.score(self.model, masked)
-        return Sums(loss, targets)
+        return Sums(*masked_lm.loss(self.model, masked))
 
     def extra_metrics(self) -> dict[str, float]:
         """The rate that moves with the budget."""
@@ -69,9 +68,7 @@ class PretrainingModule(SumLossModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy at the fixed rate with the fixed masks."""
         masked = masked_lm.at_rate(batch, VALIDATION_RATE)
-        assert masked.labels is not None
-        loss, targets, logits = masked_lm.score(self.model, masked)
-        right = masked_lm.right_guesses(logits, masked.labels)
+        loss, targets, right = masked_lm.score(self.model, masked)
         count = targets.clamp(min=1)
         self.validation_loss.update(loss / count, weight=targets)
         self.validation_accuracy.update(right / count, weight=targets)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mlm.data.masking import mask_tokens
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
-from mlm.objectives.masked_lm import Vocabulary, at_rate, collate, right_guesses, score
+from mlm.objectives.masked_lm import Vocabulary, at_rate, collate, loss, score
 
 VOCABULARY = Vocabulary(size=200, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
 
@@ -66,14 +66,15 @@ def test_still_shapes_change_no_figure():
     a, b = score(model, loose), score(model, still)
     torch.testing.assert_close(a.loss, b.loss)
     assert a.targets == b.targets
-    assert right_guesses(a.logits, loose.labels) == right_guesses(b.logits, still.labels)
+    assert a.right == b.right
 
 
 def test_score_is_a_sum():
     torch.manual_seed(0)
     model = MaskedLanguageModel(preset("modern", "tiny", vocab_size=200))
     batch = at_rate(collate(rows(), range(6), VOCABULARY, 0.3), 0.3)
-    result = score(model, batch)
+    found, result = loss(model, batch), score(model, batch)
     logits = model(replace(batch, masked_positions=None))[batch.masked_positions]
     mean = F.cross_entropy(logits, batch.labels)
     torch.testing.assert_close(result.loss / result.targets, mean)
+    torch.testing.assert_close(found.sum / found.targets, mean)
