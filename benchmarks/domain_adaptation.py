@@ -45,8 +45,8 @@ def adapt(args: argparse.Namespace, model: Path) -> Path:
     words = ["pretrain", "--config", "adapt", "--store", store, "--model", model]
     words += ["--run_dir", run, "--budget", args.budget, "--resume", "auto"]
     mlm(*words, log=args.work / "pretrain.log")
-    printed, _ = mlm("evaluate", "--model", run / "model", "--data", store)
-    record(args.output, benchmark="domain_adaptation", case="corpus", **json.loads(printed))
+    found = json.loads(mlm("evaluate", "--model", run / "model", "--data", store).printed)
+    record(args.output, benchmark="domain_adaptation", case="corpus", **found)
     return run / "model"
 
 
@@ -84,8 +84,8 @@ def main() -> None:
         log = args.work / f"{folder.name}.log"
         mlm(*words, "--resume", "auto", log=log, threads=threads)
         words = ["evaluate", "--model", folder / "model", "--data", tables["test"]]
-        printed, _ = mlm(*words, "--precision", "auto", log=log, threads=threads)
-        return 100 * float(json.loads(printed)["accuracy"])
+        found = json.loads(mlm(*words, "--precision", "auto", log=log, threads=threads).printed)
+        return 100 * float(found["accuracy"])
 
     cases = [(start, seed) for seed in range(args.seeds) for start in starts]
     found = dict(zip(cases, side_by_side(accuracy, cases, args.jobs), strict=True))

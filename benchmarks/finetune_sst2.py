@@ -44,11 +44,9 @@ def run(args: argparse.Namespace, start: str) -> None:
     seeds = sorted(folder.glob("seed_*")) or [folder]
     accuracies, seconds = [], 0.0
     for seed in seeds:
-        printed, _ = mlm(
-            "evaluate", "--model", seed / "model", "--data", args.test or args.validation
-        )
+        done = mlm("evaluate", "--model", seed / "model", "--data", args.test or args.validation)
         seconds += json.loads((seed / "results.json").read_text())["seconds"]
-        accuracies.append(100 * json.loads(printed)["accuracy"])
+        accuracies.append(100 * json.loads(done.printed)["accuracy"])
     record(
         args.output,
         benchmark="finetune",

@@ -4,7 +4,8 @@
         --validation sst2/dev.parquet --output peer.json
 
 What it shares with `mlm finetune` is what the options say; linear warmup and decay, AdamW and
-clipping at 1 are the Trainer's own. Freed memory stays in the process, as it does in `mlm`.
+clipping at 1 are the Trainer's own. Freed memory stays in the process, as it does in `mlm`. Texts
+are padded to the longest of their batch, of which `grouped` makes the most, or all to one length.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--warmup", type=float, default=0.06, help="a share of the run")
     parser.add_argument("--weight_decay", type=float, default=0.01)
+    parser.add_argument("--padding", choices=["dynamic", "grouped", "fixed"], default="dynamic")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -79,6 +81,10 @@ def main() -> None:
     steps = args.max_steps
     if steps < 0:
         steps = round(args.epochs * np.ceil(len(tables["train"]) / args.batch_size))
+    grouped, fixed = args.padding == "grouped", args.padding == "fixed"
+    collate = DataCollatorWithPadding(
+        tokenizer, "max_length" if fixed else True, args.max_length if fixed else None
+    )
     when = "steps" if args.max_steps > 0 else "epoch"
     with tempfile.TemporaryDirectory() as place:
         trainer = Trainer(
@@ -97,6 +103,7 @@ def main() -> None:
                 bf16=args.precision == "bf16",
                 use_cpu=not torch.cuda.is_available(),
                 seed=args.seed,
+                **({"train_sampling_strategy": "group_by_length"} if grouped else {}),
                 eval_strategy=when,
                 eval_steps=args.max_steps,
                 save_strategy=when,
@@ -110,14 +117,14 @@ def main() -> None:
             train_dataset=tables["train"],
             eval_dataset=tables["validation"],
             processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collate,
             compute_metrics=accuracy,
         )
         seconds = trainer.train().metrics["train_runtime"]
         trainer.save_model(place)
         found: dict[str, Any] = {"seed": args.seed, "seconds": seconds, "steps": steps}
         for name in sorted(tables.keys() - {"train"}):
-            found[name] = score(place, tables[name], trainer.data_collator)
+            found[name] = score(place, tables[name], DataCollatorWithPadding(tokenizer))
     Path(args.output).write_text(json.dumps(found))
     print(json.dumps(found))
 

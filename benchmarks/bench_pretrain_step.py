@@ -1,0 +1,239 @@
+"""A pretraining step beside transformers' own: same weights, same tokens, same masks, in turns.
+
+    python benchmarks/bench_pretrain_step.py --families modern bert --sizes mini base --alone
+
+The peers are `BertForMaskedLM` and `ModernBertForMaskedLM`, the latter as shipped and with its own
+`sparse_prediction`. All sides have one optimizer (AdamW), one allocator setting and one precision,
+and step in turns on the same batches, of full sequences without filler. Before they are timed,
+their losses are compared. With `--alone` each side also runs in a process of its own, in turns, as
+a user would start it: ours keeps freed memory, as `mlm` does, and the peers' do as the system does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, median_ratio, python, record
+from torch import Tensor, nn
+
+from mlm.batch import Batch, ragged
+from mlm.checkpoint import save_folder
+from mlm.data.tokenizer import train_tokenizer
+from mlm.memory import keep_freed_memory
+from mlm.model.config import SIZES, EncoderConfig, preset
+from mlm.model.heads import MaskedLanguageModel
+from mlm.objectives import masked_lm
+from mlm.training.flops import flops_per_token, peak_flops
+
+RATE = 0.15
+# Tokens a step: enough to fill the machine, few enough for many steps.
+TOKENS = {"tiny": 8192, "mini": 8192, "small": 4096, "medium": 4096, "base": 1024, "large": 1024}
+VOCABULARY = {"tiny": 16_384, "mini": 16_384, "small": 16_384, "medium": 16_384}
+_BATCHES = 4
+_WARMUP = 3
+
+
+class Side:
+    """One contender: a model, its optimizer, and its loss of a batch."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Batch], Tensor], precision: str) -> None:
+        self.model, self.loss, self.precision = model, loss, precision
+        self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step(self, batch: Batch) -> float:
+        """One training step; the seconds it took."""
+        begin = time.perf_counter()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+
+def make_batches(config: EncoderConfig, sequences: int, length: int, device: str) -> list[Batch]:
+    """Random full sequences with masked positions."""
+    draw = np.random.default_rng(0)
+    batches = []
+    for _ in range(_BATCHES):
+        ids = draw.integers(5, config.vocab_size, (sequences, length))
+        masked = np.sort(draw.choice(ids.size, int(RATE * ids.size), replace=False))
+        labels = ids.reshape(-1)[masked].copy()
+        ids.reshape(-1)[masked] = config.mask_token_id
+        batch = replace(
+            ragged(list(ids)),
+            masked_positions=torch.from_numpy(masked),
+            labels=torch.from_numpy(labels),
+        )
+        batches.append(batch.to(device))
+    return batches
+
+
+def ours(model: MaskedLanguageModel) -> Callable[[Batch], Tensor]:
+    """The mean loss as `mlm pretrain` computes it."""
+
+    def loss(batch: Batch) -> Tensor:
+        total, targets = masked_lm.loss(model, batch)
+        return total / targets
+
+    return loss
+
+
+def theirs(model: Any) -> Callable[[Batch], Tensor]:
+    """The loss of a class of transformers, on batches that need no padding."""
+
+    def loss(batch: Batch) -> Tensor:
+        assert batch.masked_positions is not None
+        assert batch.labels is not None
+        shape = (batch.num_sequences, batch.max_seqlen)
+        labels = torch.full_like(batch.input_ids, -100)
+        labels[batch.masked_positions] = batch.labels
+        found: Tensor = model(input_ids=batch.input_ids.view(shape), labels=labels.view(shape)).loss
+        return found
+
+    return loss
+
+
+def names(family: str) -> list[str]:
+    """The sides that there are for a family."""
+    return ["ours", "transformers", *(["transformers, sparse"] if family == "modern" else [])]
+
+
+def contenders(
+    config: EncoderConfig, which: list[str], precision: str, device: str
+) -> dict[str, Side]:
+    """Sides by name, all from the same weights."""
+    from transformers import AutoModelForMaskedLM
+
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(config)
+    sides: dict[str, Side] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "model")
+        tokenizer = train_tokenizer(["a small vocabulary"], 64)
+        state = model.state_dict()
+        save_folder(
+            folder, config=config, head="masked_lm", state=state, tokenizer=tokenizer, info={}
+        )
+        for name in which:
+            if name == "ours":
+                sides[name] = Side(model.to(device).train(), ours(model), precision)
+                continue
+            more = {"sparse_prediction": True} if name.endswith("sparse") else {}
+            peer = AutoModelForMaskedLM.from_pretrained(folder, **more).to(device).train()
+            sides[name] = Side(peer, theirs(peer), precision)
+    return sides
+
+
+def in_turns(args: argparse.Namespace, config: EncoderConfig, which: list[str]) -> dict[str, Any]:
+    """Seconds of every step of each side, step by step in turns, and the machine's speed."""
+    batches = make_batches(config, args.sequences, args.length, args.device)
+    sides = contenders(config, which, args.precision, args.device)
+    with torch.inference_mode():
+        losses = [float(side.loss(batches[0])) for side in sides.values()]
+    assert max(losses) - min(losses) < 1e-3, f"not the same model: {losses}"
+    precision = "bf16-mixed" if args.precision == "bf16" else "32-true"
+    seconds: dict[str, Any] = {name: [] for name in sides}
+    peaks = []
+    for number in range(_WARMUP + args.steps):
+        if number % 5 == 0:
+            peaks.append(peak_flops(args.device, precision))
+        for name, side in sides.items():
+            took = side.step(batches[number % _BATCHES])
+            if number >= _WARMUP:
+                seconds[name].append(took)
+    return seconds | {"peak": statistics.median(peaks)}
+
+
+def each_alone(words: list[str], which: list[str], rounds: int) -> dict[str, Any]:
+    """As `in_turns`, each side in a process of its own: medians of each of ``rounds`` rounds."""
+    seconds: dict[str, Any] = {name: [] for name in which}
+    for _ in range(rounds):
+        for name in which:
+            found = json.loads(python(__file__, *words, "--only", name).printed)
+            seconds[name].append(statistics.median(found[name]))
+            seconds["peak"] = found["peak"]
+    return seconds
+
+
+def report(
+    args: argparse.Namespace, config: EncoderConfig, case: str, seconds: dict[str, Any]
+) -> None:
+    """Record each peer's speed beside ours."""
+    peak = seconds.pop("peak")
+    tokens = args.sequences * args.length
+    speed = {name: tokens / statistics.median(found) for name, found in seconds.items()}
+    needed = flops_per_token(config, np.full(args.sequences, args.length), RATE)
+    for name in [name for name in seconds if name != "ours"]:
+        record(
+            args.output,
+            benchmark="pretrain_step",
+            case=f"{case}, beside {name}",
+            ours=speed["ours"],
+            peer=speed[name],
+            ratio=median_ratio(seconds["ours"], seconds[name]),
+            mfu=speed["ours"] * needed / peak,
+            gflops=peak / 1e9,
+            unit="tokens/s",
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--families", nargs="+", default=["modern", "bert"])
+    parser.add_argument("--sizes", nargs="+", default=["mini", "base"], choices=SIZES)
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128])
+    parser.add_argument("--tokens", type=int, help="a step; by default by size")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--alone", action="store_true", help="also in processes of their own")
+    parser.add_argument("--rounds", type=int, default=3, help="of such processes")
+    parser.add_argument("--only", help="one side, by name: print the seconds of its steps")
+    parser.add_argument("--output", type=Path, default=RESULTS / "pretrain_step.jsonl")
+    args = parser.parse_args()
+    for family in args.families:
+        for size in args.sizes:
+            for length in args.lengths:
+                args.length = length
+                args.sequences = max(1, (args.tokens or TOKENS[size]) // args.length)
+                config = preset(
+                    family,
+                    size,
+                    vocab_size=VOCABULARY.get(size, 30_522),
+                    max_position_embeddings=max(512, args.length),
+                )
+                if args.only in (None, "ours"):
+                    keep_freed_memory()
+                if args.only:
+                    print(json.dumps(in_turns(args, config, [args.only])))
+                    continue
+                case = f"{family} {size}, {args.sequences} x {args.length}, {args.precision}"
+                report(args, config, case, in_turns(args, config, names(family)))
+                if args.alone:
+                    words = ["--families", family, "--sizes", size, "--lengths", str(args.length)]
+                    words += ["--tokens", str(args.sequences * args.length)]
+                    words += ["--device", args.device, "--precision", args.precision]
+                    words += ["--steps", str(args.steps)]
+                    seconds = each_alone(words, names(family), args.rounds)
+                    report(args, config, f"{case}, processes of their own", seconds)
+
+
+if __name__ == "__main__":
+    main()
