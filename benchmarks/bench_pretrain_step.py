@@ -124,7 +124,7 @@ def contenders(
     sides: dict[str, Side] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "model")
-        tokenizer = train_tokenizer(["a small vocabulary"], 64)
+        tokenizer = train_tokenizer(["a small vocabulary"], vocab_size=64)
         state = model.state_dict()
         save_folder(
             folder, config=config, head="masked_lm", state=state, tokenizer=tokenizer, info={}
