@@ -95,18 +95,29 @@ def ragged(
     lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
     if lengths.size == 0 or lengths.min() == 0:
         raise ValueError("a batch needs at least one sequence, and no sequence may be empty")
+    batch = end_to_end(_join(sequences), lengths)
+    types = None if token_type_ids is None else torch.from_numpy(_join(token_type_ids))
+    return replace(batch, token_type_ids=types, labels=labels)
+
+
+def end_to_end(ids: np.ndarray, lengths: np.ndarray) -> Batch:
+    """The batch of sequences that stand end to end already.
+
+    Args:
+        ids: (T,) int64: special tokens included.
+        lengths: (N,) int64: tokens of each sequence, none of them empty.
+    """
     ends = np.cumsum(lengths)
-    starts = np.repeat(ends - lengths, lengths)
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([np.asarray(s, np.int64) for s in sequences])),
-        position_ids=torch.from_numpy(np.arange(ends[-1]) - starts),
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(ends - lengths, lengths)),
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         max_seqlen=int(lengths.max()),
-        token_type_ids=None
-        if token_type_ids is None
-        else torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in token_type_ids])),
-        labels=labels,
     )
+
+
+def _join(sequences: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(s, np.int64) for s in sequences])
 
 
 def length_batches(

@@ -33,25 +33,41 @@ def mix(*values: int) -> int:
     return key
 
 
-def words(key: int, places: np.ndarray) -> np.ndarray:
-    """uint64, shaped like ``places``: those outputs (from 0) of SplitMix64 seeded with ``key``."""
+def mix_each(keys: np.ndarray, value: int) -> np.ndarray:
+    """``mix(key, value)`` of each key, uint64, shaped like ``keys``.
+
+    >>> mix_each(np.array([7, 8], np.uint64), 5).tolist() == [mix(7, 5), mix(8, 5)]
+    True
+    """
+    golden = np.uint64(_GOLDEN)
+    first = _scramble(np.uint64(_GOLDEN) ^ _scramble(keys.astype(np.uint64) + golden))
+    return _scramble((first + golden) ^ np.uint64(scramble(value + _GOLDEN)))
+
+
+def words(key: int | np.ndarray, places: np.ndarray) -> np.ndarray:
+    """uint64, shaped like ``places``: those outputs (from 0) of SplitMix64 seeded with ``key``.
+
+    Args:
+        key: one for all places, or uint64 shaped like ``places``, one for each.
+        places: integers from 0.
+    """
     state = places.astype(np.uint64)
     state += np.uint64(1)  # unsigned NumPy arithmetic wraps, which is what is wanted
     state *= np.uint64(_GOLDEN)
-    state += np.uint64(key & _BITS)
+    state += np.uint64(key & _BITS) if isinstance(key, int) else key
+    return _scramble(state)
+
+
+def uniforms(key: int | np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Float64 in [0, 1), shaped like ``places``, 53 random bits each; arguments as for `words`."""
+    return (words(key, places) >> np.uint64(11)) * 2.0**-53
+
+
+def _scramble(state: np.ndarray) -> np.ndarray:
+    """`scramble` of each word, in place."""
     state ^= state >> np.uint64(30)
     state *= np.uint64(0xBF58476D1CE4E5B9)
     state ^= state >> np.uint64(27)
     state *= np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
     return state
-
-
-def uniforms(key: int, places: np.ndarray) -> np.ndarray:
-    """Float64 in [0, 1), shaped like ``places``, 53 random bits each."""
-    return (words(key, places) >> np.uint64(11)) * 2.0**-53
-
-
-def uniform(key: int) -> float:
-    """One float in [0, 1) that follows from ``key`` alone."""
-    return (scramble(key + _GOLDEN) >> 11) * 2.0**-53

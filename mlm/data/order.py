@@ -6,6 +6,7 @@ is a bijection that is computed one element at a time.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import isqrt
 
 from mlm.data.keys import mix, scramble
@@ -33,7 +34,7 @@ def permute(index: int, size: int, key: int) -> int:
         raise IndexError(f"index {index} is outside range({size})")
     width = isqrt(size - 1) + 1
     height = -(-size // width)  # height * width < size + width: nearly every walk ends at once
-    round_keys = [mix(key, r) for r in range(_ROUNDS)]
+    round_keys = _round_keys(key)
     while True:
         left, right = divmod(index, width)
         for r in range(0, _ROUNDS, 2):
@@ -42,6 +43,11 @@ def permute(index: int, size: int, key: int) -> int:
         index = left * width + right
         if index < size:
             return index
+
+
+@lru_cache(maxsize=64)
+def _round_keys(key: int) -> list[int]:
+    return [mix(key, r) for r in range(_ROUNDS)]
 
 
 def stream_row(global_row: int, rows: int, seed: int) -> tuple[int, int]:

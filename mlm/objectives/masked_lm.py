@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlm.batch import Batch, ragged
-from mlm.data.masking import IGNORE_INDEX, mask_candidates
+from mlm.batch import Batch, end_to_end
+from mlm.data.masking import IGNORE_INDEX, mask_rows
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.cross_entropy import summed_cross_entropy
 
@@ -58,26 +58,27 @@ def collate(
             batch is filled up to rows · length tokens by sequences of their own without candidates,
             and the number of sequences up to a coarse step by empty ones.
     """
-    sequences: list[np.ndarray] = []
-    candidates, starts, start = [], [], 0
-    for row, key in zip(rows, keys, strict=True):
-        if not row:  # a window that holds nothing but [CLS] and [SEP] of its documents
-            continue
-        framed = [np.concatenate(([vocabulary.cls], ids, [vocabulary.sep])) for ids in row]
-        ids = np.concatenate(framed)
-        candidates.append(
-            mask_candidates(
-                ids, vocabulary.special, key, max_rate, vocabulary.size, vocabulary.mask
-            )
-        )
-        starts.append(start)
-        start += ids.size
-        sequences += framed
+    # A window that holds nothing but [CLS] and [SEP] of its documents is a row of no sequences.
+    row_lengths = np.array([sum(len(ids) + 2 for ids in row) for row in rows])
+    cls, sep = np.array([vocabulary.cls]), np.array([vocabulary.sep])
+    framed = [part for row in rows for ids in row for part in (cls, ids, sep)]
+    lengths = [len(ids) + 2 for row in rows for ids in row]
+    ids = np.concatenate(framed, dtype=np.int64)
+    candidates = mask_rows(
+        ids,
+        row_lengths,
+        np.array(keys, dtype=np.uint64),
+        vocabulary.special,
+        max_rate,
+        vocabulary.size,
+        vocabulary.mask,
+    )
     if still_length is not None:
-        missing = len(rows) * still_length - start
+        missing = len(rows) * still_length - len(ids)
         whole, rest = divmod(missing, still_length)
-        sequences += [np.full(n, vocabulary.sep) for n in [still_length] * whole + [rest] if n]
-    batch = ragged(sequences)
+        lengths += [still_length] * whole + ([rest] if rest else [])
+        ids = np.concatenate([ids, np.full(missing, vocabulary.sep)])
+    batch = end_to_end(ids, np.array(lengths))
     if still_length is not None:
         step = max(8, len(rows) // 4)
         empty = -batch.num_sequences % step
@@ -86,13 +87,12 @@ def collate(
             cu_seqlens=F.pad(batch.cu_seqlens, (0, empty), value=batch.num_tokens),
             max_seqlen=still_length,
         )
-    positions = np.concatenate([c.positions + s for c, s in zip(candidates, starts, strict=True)])
     return replace(
         batch,
-        masked_positions=torch.from_numpy(positions),
-        labels=torch.from_numpy(np.concatenate([c.labels for c in candidates])),
-        replacements=torch.from_numpy(np.concatenate([c.replacements for c in candidates])),
-        mask_thresholds=torch.from_numpy(np.concatenate([c.thresholds for c in candidates])),
+        masked_positions=torch.from_numpy(candidates.positions),
+        labels=torch.from_numpy(candidates.labels),
+        replacements=torch.from_numpy(candidates.replacements),
+        mask_thresholds=torch.from_numpy(candidates.thresholds),
     )
 
 

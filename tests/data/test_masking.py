@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlm.data.keys import mix
-from mlm.data.masking import IGNORE_INDEX, mask_candidates, mask_tokens
+from mlm.data.masking import IGNORE_INDEX, mask_candidates, mask_rows, mask_tokens
 
 SPECIAL, MASK, VOCAB = (0, 1, 2, 3, 4), 4, 1000
 
@@ -100,6 +100,25 @@ def test_a_row_without_ordinary_tokens_has_no_mask(ids: list[int]) -> None:
     new_ids, labels = masked(np.array(ids, dtype=np.int64), 0, 1.0)
     assert new_ids.tolist() == ids
     assert (labels == IGNORE_INDEX).all()
+
+
+def test_rows_masked_together_are_masked_as_each_alone() -> None:
+    rows = [a_row(length, length) for length in (7, 128, 30)]
+    rows.insert(2, np.array([2, 3]))  # nothing ordinary in it
+    rows.insert(3, np.array([], dtype=np.int64))
+    keys = np.array([mix(k) for k in range(len(rows))], dtype=np.uint64)
+    lengths = np.array([len(row) for row in rows])
+    together = mask_rows(np.concatenate(rows), lengths, keys, SPECIAL, 0.3, VOCAB, MASK)
+    alone = [
+        mask_candidates(ids, SPECIAL, int(key), 0.3, VOCAB, MASK)
+        for ids, key in zip(rows, keys, strict=True)
+    ]
+    shifts = np.cumsum(lengths) - lengths
+    positions = [c.positions + shift for c, shift in zip(alone, shifts, strict=True)]
+    np.testing.assert_array_equal(together.positions, np.concatenate(positions))
+    for name in ("labels", "replacements", "thresholds"):
+        expected = np.concatenate([getattr(c, name) for c in alone])
+        np.testing.assert_array_equal(getattr(together, name), expected)
 
 
 def test_masks_do_not_change_for_ever() -> None:
