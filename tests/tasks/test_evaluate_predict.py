@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 from sklearn.metrics import f1_score
 from toy import number_rows, toy_rows, write_csv, write_pretrained
 
@@ -53,6 +54,15 @@ def test_answers_do_not_depend_on_the_company(classifier):
         (alone,) = model([texts[place]])
         assert alone["label"] == together[place]["label"]
         assert alone["scores"] == pytest.approx(together[place]["scores"], abs=1e-5)
+
+
+def test_weights_cast_once_answer_as_weights_cast_at_every_call(classifier):
+    texts = [text for text, _ in toy_rows(40, 6)]
+    cast = Classifier.from_pretrained(classifier, precision="bf16")
+    assert cast.model.encoder.layers[0].mixer.qkv.weight.dtype == torch.bfloat16
+    plain = Classifier.from_pretrained(classifier, precision="fp32")
+    plain.dtype = cast.dtype
+    assert [a["scores"] for a in cast(texts)] == [a["scores"] for a in plain(texts)]
 
 
 def test_an_output_file_is_whole(classifier, toy, tmp_path, capsys):

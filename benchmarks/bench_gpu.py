@@ -1,0 +1,122 @@
+"""All that a machine with one CUDA GPU can answer within ten minutes, without a network.
+
+    python benchmarks/bench_gpu.py
+
+Wants torch, NumPy and this repository; with transformers installed its models step beside ours. For
+each case: tokens a second, the share of the GPU's bf16 peak (MFU), and the largest memory. Results
+are written as they come, as one JSON object. `--try` runs the same in miniature on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_pretrain_step import RATE, Case, in_turns, names
+from common import RESULTS, machine, median_ratio, versions
+
+from mlm.model import attention
+from mlm.training.flops import flops_per_token
+
+# The most wanted first: what does not fit into the time is left out, and said so.
+CASES = [
+    Case("bert", "base", 512, 128, "cuda", compile=True),
+    Case("modern", "base", 1024, 64, "cuda", compile=True),
+    Case("modern", "large", 512, 64, "cuda", compile=True),
+    Case("modern", "base", 8192, 4, "cuda", compile=True),
+    Case("bert", "base", 512, 128, "cuda"),
+    Case("bert", "base", 128, 512, "cuda", compile=True),
+]
+MINIATURE = [Case("bert", "tiny", 32, 4), Case("modern", "tiny", 64, 2)]
+# Only these are timed beside the peers too: each side takes a minute to compile.
+BESIDE = 2
+
+
+def measure(case: Case, which: list[str], steps: int) -> dict[str, Any]:
+    """Speed, MFU and memory of the sides of a case."""
+    torch.compiler.reset()
+    if case.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    seconds = in_turns(case, which, steps)
+    peak = seconds.pop("peak")
+    needed = flops_per_token(case.config, np.full(case.sequences, case.length), RATE)
+    found: dict[str, Any] = {"case": case.name, "seconds": time.perf_counter() - begin}
+    for name, each in seconds.items():
+        speed = case.sequences * case.length / statistics.median(each)
+        found[name] = {"tokens_per_second": speed, "mfu": speed * needed / peak}
+        if name != "ours":
+            found[name]["ratio"] = median_ratio(seconds["ours"], each)
+    if case.device == "cuda":
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def attention_paths(device: str, length: int, tokens: int) -> dict[str, Any]:
+    """Milliseconds of attention, forward and backward, by each path that runs on the device."""
+    cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
+    found: dict[str, Any] = {"case": f"attention, {tokens // length} x {length}, 12 heads of 64"}
+    for backend in ("varlen", "sdpa", "matmul"):
+        for window in (None, 64):
+            qkv = torch.randn(
+                tokens, 3, 12, 64, dtype=torch.bfloat16, device=device, requires_grad=True
+            )
+            try:
+                times = []
+                for _ in range(10):
+                    layout = attention.Layout(cu_seqlens, length, backend)
+                    begin = time.perf_counter()
+                    attention.attend(qkv, layout, window).sum().backward()
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    times.append(1e3 * (time.perf_counter() - begin))
+                found[f"{backend}, window {window}"] = statistics.median(times[2:])
+            except (RuntimeError, ImportError) as error:  # not on this device, or out of memory
+                found[f"{backend}, window {window}"] = str(error).splitlines()[0][:100]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--limit", type=float, default=540, help="seconds; no case begins later")
+    parser.add_argument("--try", dest="trial", action="store_true", help="tiny models, any device")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
+    args = parser.parse_args()
+    if not args.trial and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device was found; --try runs in miniature without one")
+    begin, device = time.perf_counter(), "cpu" if args.trial else "cuda"
+    results: list[dict[str, Any]] = []
+    whole = {"benchmark": "gpu", "machine": machine(), "versions": versions(), "results": results}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(found: dict[str, Any]) -> None:
+        print(json.dumps(found), flush=True)
+        results.append(found)
+        args.output.write_text(json.dumps(whole, indent=2) + "\n")
+
+    keep(attention_paths(device, *((64, 256) if args.trial else (512, 65_536))))
+    peers = importlib.util.find_spec("transformers") is not None
+    for number, case in enumerate(MINIATURE if args.trial else CASES):
+        if time.perf_counter() - begin > args.limit:
+            keep({"case": case.name, "left out": "no time"})
+            continue
+        which = names(case.family) if peers and number < BESIDE else ["ours"]
+        try:
+            keep(measure(case, which, args.steps))
+        except torch.OutOfMemoryError as error:
+            keep({"case": case.name, "error": str(error).splitlines()[0]})
+
+
+if __name__ == "__main__":
+    main()
