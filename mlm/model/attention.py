@@ -88,17 +88,19 @@ def attend(qkv: Tensor, layout: Layout, window: int | None = None, dropout: floa
         (T, N, H).
     """
     backend = layout.backend or choose_backend(
-        qkv.device.type, qkv.dtype, dropout, layout.max_seqlen
+        qkv.device.type, qkv.dtype, dropout, layout.max_seqlen, torch.is_grad_enabled()
     )
     return BACKENDS[backend](qkv, layout, window, dropout)
 
 
-def choose_backend(device: str, dtype: torch.dtype, dropout: float, max_seqlen: int) -> str:
-    """The name of the path that `attend` takes."""
+def choose_backend(
+    device: str, dtype: torch.dtype, dropout: float, max_seqlen: int, learns: bool = True
+) -> str:
+    """The name of the path that `attend` takes; ``learns`` where gradients are wanted."""
     if device == "cuda" and dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
         return "varlen"
     if device == "cpu" and max_seqlen <= _MATMUL_MAX_SEQLEN:
-        return "matmul"
+        return "matmul" if learns or dtype != torch.float32 else "sdpa"
     return "sdpa"
 
 

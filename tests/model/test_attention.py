@@ -78,6 +78,11 @@ def test_the_path_follows_from_device_precision_dropout_and_length(
     assert choose_backend(device, dtype, dropout, length) == path
 
 
+def test_without_gradients_a_cpu_takes_the_fused_kernel_in_fp32():
+    assert choose_backend("cpu", torch.float32, 0.0, 512, learns=False) == "sdpa"
+    assert choose_backend("cpu", torch.bfloat16, 0.0, 512, learns=False) == "matmul"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 4])
 def test_varlen_equals_the_reference_on_cuda(window):

@@ -78,3 +78,31 @@ def test_score_is_a_sum():
     mean = F.cross_entropy(logits, batch.labels)
     torch.testing.assert_close(result.loss / result.targets, mean)
     torch.testing.assert_close(found.sum / found.targets, mean)
+
+
+def test_ragged_batches_of_still_shapes_are_not_compiled_again_and_again():
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(preset("modern", "tiny", vocab_size=200))
+    compiled = 0
+
+    def count(graph, inputs):
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    model.compile(backend=count)
+    rng = np.random.default_rng(0)
+    counts, sequences = [], set()
+    for step in range(40):
+        data = [
+            [rng.integers(5, 200, n - 2) for n in np.diff([0, *np.sort(cuts), 64]) if n > 2]
+            for cuts in rng.integers(0, 64, (8, rng.integers(1, 8)))
+        ]
+        made = collate(data, range(step, step + 8), VOCABULARY, 0.3, still_length=64)
+        batch = at_rate(made, 0.2, capacity=154)
+        loss(model, batch).sum.backward()
+        counts.append(compiled)
+        sequences.add(batch.num_sequences)
+    assert len(sequences) > 3  # the batches do differ
+    assert counts[0] > 0
+    assert counts[-1] == counts[20]

@@ -32,7 +32,7 @@ def test_a_graph_answers_as_the_model_does(kind, toy, numbers, tmp_path, capsys,
     for name, value in torch_scores.items():
         assert graph_scores[name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
 
-    predictor = Predictor.from_pretrained(model)
+    predictor = Predictor.from_pretrained(model, precision="fp32")
     texts = ["a dull film", "the", "people and their house with a moving story about it"]
     rows = [(text,) if kind == "classifier" else (text, "a house") for text in texts]
     batch = predictor.task.collate(predictor.task.encode(rows, predictor.tokenizer))
