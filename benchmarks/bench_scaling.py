@@ -26,7 +26,7 @@ from mlm.training.metrics_csv import read_metrics
 
 _DOCUMENT = 500
 _PIECE = 1 << 22
-_STEPS = 30
+_STEPS = 40
 
 
 def make_store(path: Path, tokens: int) -> Path:
@@ -93,6 +93,9 @@ def main() -> None:
     )
     parser.add_argument("--smallest", type=float, default=1e6, help="tokens")
     parser.add_argument("--largest", type=int, default=1000, help="times that")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["store", "length", "size", "workers", "ranks"]
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.jsonl")
     args = parser.parse_args()
@@ -113,11 +116,12 @@ def main() -> None:
             )
             for length in (64, 128, 512, 1024)
         },
-        **{f"size {s}": (first, ("--model.size", s)) for s in ("tiny", "mini", "small", "medium")},
+        **{f"size {s}": (first, ("--model.size", s)) for s in ("tiny", "mini", "small", "base")},
         **{f"workers {n}": (first, ("--data.num_workers", str(n))) for n in (0, 1, 2)},
         "ranks 1": (first, ("--trainer.devices", "1")),
         "ranks 2": (first, ("--trainer.devices", "2", "--trainer.strategy", "ddp")),
     }
+    cases = {case: what for case, what in cases.items() if case.split()[0] in args.kinds}
     for number, (case, (store, words)) in enumerate(cases.items()):
         found = run(store, args.work / f"run_{number}_{int(time.time())}", *words)
         record(
