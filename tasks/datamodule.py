@@ -7,16 +7,14 @@ places s·B … s·B + B − 1 of it; ranks and micro-batches only divide those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from mlm.batch import Batch, evaluation_tokens, length_batches
 from mlm.data.keys import mix
 from mlm.data.order import permute, stream_row
-from mlm.training.datamodule import From, Share, TimedLoader
+from mlm.training.datamodule import From, Share, StreamDataModule, TimedLoader
 from tasks.base import Example, Task
 from tasks.options import DataOptions
 
@@ -103,7 +101,7 @@ class EvaluationBatches(Dataset[Batch]):
         return self.task.collate([self.examples[row] for row in self.batches[index]])
 
 
-class FineTuningDataModule(LightningDataModule):
+class FineTuningDataModule(StreamDataModule):
     """The loaders of one process of a run."""
 
     def __init__(
@@ -115,39 +113,20 @@ class FineTuningDataModule(LightningDataModule):
         seed: int,
         accumulation: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(options.num_workers, accumulation)
         Share(accumulation=accumulation).micro_batch_size(options.batch_size)
         self.task, self.train, self.validation = task, train, validation
-        self.options, self.seed, self.accumulation = options, seed, accumulation
+        self.options, self.seed = options, seed
 
-    def _share(self) -> Share:
-        assert self.trainer is not None
-        return Share(self.trainer.global_rank, self.trainer.world_size, self.accumulation)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> TimedLoader:
         """Micro-batches from the trainer's present step on, without end."""
         assert self.trainer is not None
         batches = TrainingBatches(self.task, self.train, self.options, self._share(), self.seed)
         return self._loader(batches, From(self.trainer.global_step * self.accumulation))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> TimedLoader:
         """This rank's share of the validation set."""
         assert self.trainer is not None
         share, device = self._share(), self.trainer.strategy.root_device.type
         batches = EvaluationBatches(self.task, self.validation, device)
         return self._loader(batches, From(share.rank, len(batches), share.world_size))
-
-    def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:
-        assert self.trainer is not None
-        workers = self.options.num_workers
-        extra: dict[str, Any] = (
-            {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
-        )
-        return TimedLoader(
-            batches,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            **extra,
-        )

@@ -207,7 +207,34 @@ class TimedLoader(DataLoader[Batch]):
             yield batch
 
 
-class PretrainingDataModule(LightningDataModule):
+class StreamDataModule(LightningDataModule):
+    """What pretraining and fine-tuning share: a rank's part of an endless stream of batches."""
+
+    def __init__(self, num_workers: int, accumulation: int) -> None:
+        super().__init__()
+        self.num_workers, self.accumulation = num_workers, accumulation
+
+    def _share(self) -> Share:
+        assert self.trainer is not None
+        return Share(self.trainer.global_rank, self.trainer.world_size, self.accumulation)
+
+    def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:
+        assert self.trainer is not None
+        workers = self.num_workers
+        extra: dict[str, Any] = (
+            {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+        )
+        return TimedLoader(
+            batches,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **extra,
+        )
+
+
+class PretrainingDataModule(StreamDataModule):
     """The loaders of one process of a run."""
 
     def __init__(
@@ -218,14 +245,9 @@ class PretrainingDataModule(LightningDataModule):
         accumulation: int,
         still: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(options.num_workers, accumulation)
         self.store = store
         self.options, self.seed, self.still = options, seed, still
-        self.accumulation = accumulation
-
-    def _share(self) -> Share:
-        assert self.trainer is not None
-        return Share(self.trainer.global_rank, self.trainer.world_size, self.accumulation)
 
     def train_dataloader(self) -> TimedLoader:
         """Micro-batches from the trainer's present step on, without end."""
@@ -243,18 +265,3 @@ class PretrainingDataModule(LightningDataModule):
             options.validation_batch_size,
         )
         return self._loader(batches, From(share.rank, len(batches), share.world_size))
-
-    def _loader(self, batches: Dataset[Batch], sampler: Sampler[int]) -> TimedLoader:
-        assert self.trainer is not None
-        workers = self.options.num_workers
-        extra: dict[str, Any] = (
-            {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
-        )
-        return TimedLoader(
-            batches,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
-            **extra,
-        )
