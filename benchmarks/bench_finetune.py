@@ -194,6 +194,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "finetune_beside.jsonl")
     args = parser.parse_args()
     case = f"{args.train.parent.name}, MiniLM"
+    if not args.validation and not args.draw:
+        parser.error("give --validation, or --draw rows for it from --train")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.draw:
         drawn = [args.work / f"{name}.parquet" for name in ("train", "validation")]

@@ -17,13 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from bench_pretrain_step import RATE, Case, in_turns, names
+from bench_pretrain_step import Case, in_turns, names, speed
 from common import RESULTS, machine, median_ratio, versions
 
 from mlm.model import attention
-from mlm.training.flops import flops_per_token
 
 # The most wanted first: what does not fit into the time is left out, and said so.
 CASES = [
@@ -48,11 +46,9 @@ def measure(case: Case, which: list[str], steps: int) -> dict[str, Any]:
     begin = time.perf_counter()
     seconds = in_turns(case, which, steps)
     peak = seconds.pop("peak")
-    needed = flops_per_token(case.config, np.full(case.sequences, case.length), RATE)
     found: dict[str, Any] = {"case": case.name, "seconds": time.perf_counter() - begin}
     for name, each in seconds.items():
-        speed = case.sequences * case.length / statistics.median(each)
-        found[name] = {"tokens_per_second": speed, "mfu": speed * needed / peak}
+        found[name] = dict(zip(("tokens_per_second", "mfu"), speed(case, each, peak), strict=True))
         if name != "ours":
             found[name]["ratio"] = median_ratio(seconds["ours"], each)
     if case.device == "cuda":

@@ -109,7 +109,7 @@ def make_batches(case: Case) -> list[Batch]:
     return batches
 
 
-def ours(model: MaskedLanguageModel) -> Callable[[Batch], Tensor]:
+def our_loss(model: MaskedLanguageModel) -> Callable[[Batch], Tensor]:
     """The mean loss as `mlm pretrain` computes it."""
 
     def loss(batch: Batch) -> Tensor:
@@ -119,7 +119,7 @@ def ours(model: MaskedLanguageModel) -> Callable[[Batch], Tensor]:
     return loss
 
 
-def theirs(model: Any) -> Callable[[Batch], Tensor]:
+def their_loss(model: Any) -> Callable[[Batch], Tensor]:
     """The loss of a class of transformers, on batches that need no padding."""
 
     def loss(batch: Batch) -> Tensor:
@@ -147,7 +147,7 @@ def contenders(case: Case, which: list[str]) -> dict[str, Side]:
     sides = {}
     for name in which:
         module, loss = (
-            (model, ours(model)) if name == "ours" else (peers[name], theirs(peers[name]))
+            (model, our_loss(model)) if name == "ours" else (peers[name], their_loss(peers[name]))
         )
         module.to(case.device).train()
         if case.compile:
@@ -205,24 +205,25 @@ def each_alone(words: list[str], which: list[str], rounds: int) -> dict[str, Any
     return seconds
 
 
+def speed(case: Case, seconds: list[float], peak: float) -> tuple[float, float]:
+    """Tokens a second by the median step, and the share of ``peak`` that our arithmetic needs."""
+    tokens = case.sequences * case.length / statistics.median(seconds)
+    lengths = np.full(case.sequences, case.length)
+    return tokens, tokens * flops_per_token(case.config, lengths, RATE) / peak
+
+
 def report(case: Case, more: str, seconds: dict[str, Any], output: Path) -> None:
     """Record each peer's speed beside ours, or ours alone where there is no peer."""
     peak = seconds.pop("peak")
-    tokens = case.sequences * case.length
-    speed = {name: tokens / statistics.median(found) for name, found in seconds.items()}
-    needed = flops_per_token(case.config, np.full(case.sequences, case.length), RATE)
-    result = {
-        "benchmark": "pretrain_step",
-        "unit": "tokens/s",
-        "ours": speed["ours"],
-        "mfu": speed["ours"] * needed / peak,
-        "gflops": peak / 1e9,
-    }
+    ours, mfu = speed(case, seconds["ours"], peak)
+    result = {"benchmark": "pretrain_step", "unit": "tokens/s", "ours": ours, "mfu": mfu}
+    result["gflops"] = peak / 1e9
     peers = [name for name in seconds if name != "ours"]
     for name in peers:
         ratio = median_ratio(seconds["ours"], seconds[name])
         beside = f"{case.name}{more}, beside {name}"
-        record(output, case=beside, peer=speed[name], ratio=ratio, **result)
+        peer, _ = speed(case, seconds[name], peak)
+        record(output, case=beside, peer=peer, ratio=ratio, **result)
     if not peers:
         record(output, case=f"{case.name}{more}", **result)
 

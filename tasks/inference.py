@@ -26,7 +26,7 @@ class Predictor:
     """Answers to texts by a fine-tuned model of any task.
 
     Args:
-        model: an encoder with the task's head.
+        model: an encoder with the task's head; in 16 bit the encoder's matrices are cast in place.
         task: what the outputs mean.
         tokenizer: what the model reads.
         device: where to compute; by default a GPU where there is one.

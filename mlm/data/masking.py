@@ -55,11 +55,12 @@ def mask_rows(
         keys: (B,) uint64: names each row's mask.
         special_ids: the ids that are never masked and never put in.
         max_rate: the highest share of ordinary tokens to mask, in [0, 1].
-        vocab_size: ids are below it.
+        vocab_size: random ids are drawn from below it.
         mask_id: the id of [MASK].
     """
     specials = sorted({int(i) for i in special_ids})
-    special = np.zeros(max(vocab_size, specials[-1] + 1), dtype=bool)
+    # A tokenizer may leave gaps, and so have ids above its number of tokens.
+    special = np.zeros(max(ids.max(initial=0), *specials, vocab_size) + 1, dtype=bool)
     special[specials] = True
     ordinary = np.flatnonzero(~special[ids])
     starts = np.cumsum(lengths) - lengths
@@ -97,7 +98,7 @@ def mask_candidates(
     mask_id: int,
 ) -> Candidates:
     """What is masked in one row, named by ``key``; arguments as for `mask_rows`."""
-    lengths, keys = np.array([len(ids)]), np.array([key], dtype=np.uint64)
+    lengths, keys = np.array([len(ids)]), np.array([key % 2**64], dtype=np.uint64)
     return mask_rows(ids, lengths, keys, special_ids, max_rate, vocab_size, mask_id)
 
 

@@ -46,8 +46,8 @@ def permute(index: int, size: int, key: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _round_keys(key: int) -> list[int]:
-    return [mix(key, r) for r in range(_ROUNDS)]
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(mix(key, r) for r in range(_ROUNDS))
 
 
 def stream_row(global_row: int, rows: int, seed: int) -> tuple[int, int]:

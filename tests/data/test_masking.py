@@ -121,6 +121,12 @@ def test_rows_masked_together_are_masked_as_each_alone() -> None:
         np.testing.assert_array_equal(getattr(together, name), expected)
 
 
+def test_ids_above_the_number_of_tokens_are_masked_too() -> None:
+    ids = np.array([2, 5, VOCAB + 700, 9, 3], dtype=np.uint16)
+    c = mask_candidates(ids, SPECIAL, -1, 1.0, VOCAB, MASK)
+    assert c.labels.tolist() == [5, VOCAB + 700, 9]
+
+
 def test_masks_do_not_change_for_ever() -> None:
     c = mask_candidates(np.arange(2, 34), SPECIAL, 42, 0.3, 40, MASK)
     assert c.positions.tolist() == GOLDEN_POSITIONS
