@@ -54,11 +54,15 @@ class Case:
     precision: str = "bf16"
     compile: bool = False
     """All sides, by torch.compile."""
+    recompute: bool = False
+    """Ours alone, each layer in the backward pass."""
 
     @property
     def name(self) -> str:
-        how = f"{self.precision}, compiled" if self.compile else self.precision
-        return f"{self.family} {self.size}, {self.sequences} x {self.length}, {how}"
+        how = [self.precision]
+        how += ["compiled"] if self.compile else []
+        how += ["layers recomputed"] if self.recompute else []
+        return f"{self.family} {self.size}, {self.sequences} x {self.length}, {', '.join(how)}"
 
     @property
     def config(self) -> EncoderConfig:
@@ -143,6 +147,7 @@ def contenders(case: Case, which: list[str]) -> dict[str, Side]:
     """Sides by name, all from the same weights."""
     torch.manual_seed(0)
     model = MaskedLanguageModel(case.config)
+    model.encoder.recompute = case.recompute
     peers = {name: open_peer(model, name) for name in which if name != "ours"}
     sides = {}
     for name in which:

@@ -254,6 +254,17 @@ def add_model_path(
     parser.add_argument("--model.path", type=str, required=required, metavar="MODEL", help=help)
 
 
+def add_activation_checkpointing(parser: jsonargparse.ArgumentParser) -> None:
+    """``--activation_checkpointing``: memory for time."""
+    parser.add_argument(
+        "--activation_checkpointing",
+        type=bool,
+        default=False,
+        help="compute each layer a second time in the backward pass instead of keeping what it "
+        "made: a third more arithmetic, much less memory for large models and long sequences",
+    )
+
+
 def add_vector_arguments(parser: jsonargparse.ArgumentParser, prefix: str = "") -> None:
     """``--pooling`` and ``--normalize``: how the vectors of tokens become a text's."""
     parser.add_argument(

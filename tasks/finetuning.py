@@ -22,7 +22,7 @@ from mlm.errors import UserError
 from mlm.files import atomic_file, atomic_folder
 from mlm.huggingface import native_class
 from mlm.memory import keep_freed_memory
-from mlm.model.attention import choose_backend
+from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig
 from mlm.training.budget import Budget
 from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
@@ -154,6 +154,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
 
     torch.manual_seed(seed)
     model = start_model(ModelOptions(**settings["model"]), prepared.folder, task, prepared.config)
+    model.encoder.recompute = settings["activation_checkpointing"]
     module = FineTuningModule(model, task, optimizer, budget, data.batch_size, seed)
     accumulation = trainer_settings["accumulate_grad_batches"]
     datamodule = FineTuningDataModule(
@@ -320,7 +321,8 @@ def _say_what_is_read(task: Task, examples: dict[str, list[Example]]) -> None:
 def _say_what_runs(config: EncoderConfig, device: str, precision: str, task: Task) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     length = task.settings.max_length or config.max_position_embeddings
-    path = choose_backend(device, dtype, config.attention_dropout, length)
+    windows = map(config.layer_window, range(config.num_hidden_layers))
+    paths = backend_names(device, dtype, config.attention_dropout, length, windows)
     native = native_class(config, task.layout, task.settings.pooling)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
-    say(f"{device}, {precision}, attention by {path}; the model {fits}")
+    say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from mlm.arguments import CommandParser, add_model_path, settings
+from mlm.arguments import CommandParser, add_activation_checkpointing, add_model_path, settings
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add("--seed", type=int, default=0, help="of everything random")
     add("--compile", type=bool, default=False, help="compile the model with torch.compile")
+    add_activation_checkpointing(parser)
     parser.add_class_arguments(DataOptions, "data")
     add_model_path(parser, "go on training the encoder of this model folder", required=False)
     _add_encoder_arguments(parser)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.files import atomic_folder
-from mlm.model.attention import Layout
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
+from mlm.model.layout import Layout
 
 _OPSET = 20
 
@@ -44,9 +44,8 @@ class PaddedLayout(Layout):
 
     def visible(self, window: int | None) -> Tensor | None:
         """As in `Layout`, without a look at the length."""
-        if window not in self._visible:
-            self._visible[window] = self._build_visible(window)
-        return self._visible[window]
+        found: Tensor = self._once(("visible", window), lambda: self._build_visible(window))
+        return found
 
 
 class PaddedEncoder(nn.Module):

@@ -8,71 +8,22 @@ Shapes: ``B`` sequences, ``S`` tokens in the longest, ``T`` tokens in all, ``N``
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from mlm.batch import Batch
 from mlm.model.dropout import drop
+from mlm.model.layout import Layout, neighbourhoods
 
-# Above this length the (B, N, S, S) weights of `matmul` cost more memory than they save time.
+# Above this length `matmul` does not keep the (B, N, S, S) weights for the backward pass.
 _MATMUL_MAX_SEQLEN = 1024
-
-
-@dataclass
-class Layout:
-    """Where each token of a batch stands, worked out once and used by every layer."""
-
-    cu_seqlens: Tensor
-    max_seqlen: int
-    backend: str | None = None
-    """A path to insist on; None chooses by device, precision, dropout and length."""
-    weights: list[list[Tensor]] | None = None
-    """Where `reference` leaves its weights: a list a layer of B tensors (N, s, s)."""
-
-    @functools.cached_property
-    def slots(self) -> Tensor | None:
-        """(T,) int64: each token's place in the padded layout (B · S); None where it is equal."""
-        lengths = self.cu_seqlens.diff()
-        tokens = int(self.cu_seqlens[-1])
-        if tokens == lengths.numel() * self.max_seqlen:
-            return None
-        gaps = torch.arange(lengths.numel(), device=lengths.device) * self.max_seqlen
-        shift = gaps - self.cu_seqlens[:-1]
-        return torch.arange(tokens, device=lengths.device) + shift.repeat_interleave(lengths)
-
-    @functools.cached_property
-    def _visible(self) -> dict[int | None, Tensor | None]:
-        return {}
-
-    def visible(self, window: int | None) -> Tensor | None:
-        """(B or 1, 1, S or 1, S) bool: which keys a query sees; None where it sees them all.
-
-        Filler queries see everything, so that no softmax is over nothing.
-        """
-        if window is not None and window >= self.max_seqlen - 1:
-            window = None
-        if window not in self._visible:
-            self._visible[window] = self._build_visible(window)
-        return self._visible[window]
-
-    def _build_visible(self, window: int | None) -> Tensor | None:
-        place = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
-        near = None
-        if window is not None:
-            near = (place[:, None] - place).abs() <= window  # (S, S)
-        if self.slots is None:
-            return None if near is None else near[None, None]
-        real = place < self.cu_seqlens.diff()[:, None]  # (B, S)
-        if near is None:
-            return (real | ~real.any(-1, keepdim=True))[:, None, None]
-        return ((real[:, None] & near) | ~real[..., None])[:, None]
+# Queries at a time, in `pieces` and at least in `banded`.
+_PIECE, _BLOCK = 256, 64
 
 
 def attend(qkv: Tensor, layout: Layout, window: int | None = None, dropout: float = 0.0) -> Tensor:
@@ -88,25 +39,49 @@ def attend(qkv: Tensor, layout: Layout, window: int | None = None, dropout: floa
         (T, N, H).
     """
     backend = layout.backend or choose_backend(
-        qkv.device.type, qkv.dtype, dropout, layout.max_seqlen, torch.is_grad_enabled()
+        qkv.device.type, qkv.dtype, dropout, layout.max_seqlen, window, torch.is_grad_enabled()
     )
+    free = layout.backend is None and not torch.compiler.is_compiling()
+    if free and backend in _PADDED and (groups := layout.groups):
+        parts = [attend(_take(qkv, g.tokens), g.layout, window, dropout) for g in groups]
+        return _take(torch.cat(parts), layout.ungroup)
     return BACKENDS[backend](qkv, layout, window, dropout)
 
 
 def choose_backend(
-    device: str, dtype: torch.dtype, dropout: float, max_seqlen: int, learns: bool = True
+    device: str,
+    dtype: torch.dtype,
+    dropout: float,
+    max_seqlen: int,
+    window: int | None = None,
+    learns: bool = True,
 ) -> str:
-    """The name of the path that `attend` takes; ``learns`` where gradients are wanted."""
-    if device == "cuda" and dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+    """The name of the path that `attend` takes; ``learns`` where gradients are wanted.
+
+    What is fastest was measured: see benchmarks/LOG.md.
+    """
+    sixteen = dtype in (torch.float16, torch.bfloat16)
+    if device == "cuda" and sixteen and dropout == 0.0:
         return "varlen"
-    if device == "cpu" and max_seqlen <= _MATMUL_MAX_SEQLEN:
-        return "matmul" if learns or dtype != torch.float32 else "sdpa"
-    return "sdpa"
+    if device != "cpu":
+        return "sdpa"
+    if window is not None and max_seqlen > 4 * max(window, _BLOCK):
+        return "banded"
+    if max_seqlen <= _MATMUL_MAX_SEQLEN and (learns or sixteen):
+        return "matmul"
+    return "pieces" if sixteen else "sdpa"
 
 
-def prepare(batch: Batch, backend: str | None, weights: list[list[Tensor]] | None) -> Layout:
-    """The layout of ``batch``."""
-    return Layout(batch.cu_seqlens, batch.max_seqlen, backend, weights)
+def backend_names(
+    device: str,
+    dtype: torch.dtype,
+    dropout: float,
+    max_seqlen: int,
+    windows: Iterable[int | None],
+) -> str:
+    """The paths that training takes in layers of these windows, for people."""
+    found = (choose_backend(device, dtype, dropout, max_seqlen, window) for window in windows)
+    return " and ".join(dict.fromkeys(found))
 
 
 def _reference(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
@@ -146,15 +121,51 @@ def _matmul(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> 
     whose backward pass does not use the matrix instructions well (see benchmarks/LOG.md).
     """
     query, key, value = _pad(qkv, layout)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, N, S, S)
-    visible = layout.visible(window)
-    if visible is not None:
-        hidden = torch.zeros(visible.shape, dtype=qkv.dtype, device=qkv.device)
-        scores = scores + hidden.masked_fill_(~visible, -torch.inf)
+    return _unpad(_mix(query, key, value, layout.bias(window, qkv.dtype), dropout), layout)
+
+
+def _pieces(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
+    """As `matmul`, some queries at a time, whose weights the backward pass computes anew.
+
+    So memory grows with S, not with S² (https://arxiv.org/abs/2112.05682).
+    """
+    query, key, value = (x.contiguous() for x in _pad(qkv, layout))
+    bias = layout.bias(window, qkv.dtype)
+    parts = []
+    for start in range(0, layout.max_seqlen, _PIECE):
+        piece = slice(start, start + _PIECE)
+        seen = bias if bias is None or bias.shape[2] == 1 else bias[:, :, piece]
+        parts.append(
+            checkpoint(_mix, query[:, :, piece], key, value, seen, dropout, use_reentrant=False)
+        )
+    return _unpad(torch.cat(parts, dim=2), layout)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q kᵀ / √H + bias) v: (…, q, H), (…, k, H), (…, k, H) → (…, q, H)."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
     weights = scores.softmax(-1)
     if dropout:
         weights = drop(weights, dropout)
-    return _unpad(weights @ value, layout)
+    return weights @ value
+
+
+def _banded(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
+    """Blocks of queries, one window long, against the three blocks of keys around each.
+
+    The cost of a token does not grow with its sequence (https://arxiv.org/abs/2004.05150, appendix
+    A), and blocks run across sequences, so there is no padding.
+    """
+    if window is None:
+        return _matmul(qkv, layout, window, dropout)
+    tokens, block = qkv.shape[0], max(window, _BLOCK)
+    filled = F.pad(qkv, (0, 0) * 3 + (0, -tokens % block))
+    query, key, value = filled.view(-1, block, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+    band = layout.band(window, block, qkv.dtype)
+    mixed = _mix(query, neighbourhoods(key), neighbourhoods(value), band, dropout)
+    return mixed.transpose(1, 2).flatten(0, 1)[:tokens]
 
 
 def _sdpa(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
@@ -182,13 +193,19 @@ def _unpad(padded: Tensor, layout: Layout) -> Tensor:
     flat = padded.transpose(1, 2).flatten(0, 1)
     if layout.slots is None:
         return flat
+    return _take(flat, layout.slots)
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """`index_select` of distinct rows: its gradient can be copied, where torch's must add."""
     if torch.compiler.is_compiling():  # fuses the gradient itself
-        return flat.index_select(0, layout.slots)
-    return _Take.apply(flat, layout.slots)
+        return rows.index_select(0, index)
+    taken: Tensor = _Take.apply(rows, index)
+    return taken
 
 
 class _Take(torch.autograd.Function):
-    """`index_select` of distinct rows: its gradient can be copied, where torch's must add."""
+    """See `_take`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
@@ -203,9 +220,14 @@ class _Take(torch.autograd.Function):
         return zeros.index_copy(0, index, gradients[0]), None
 
 
+# These pad sequences to the longest.
+_PADDED = ("matmul", "pieces", "sdpa")
+
 BACKENDS: dict[str, Callable[[Tensor, Layout, int | None, float], Tensor]] = {
     "reference": _reference,
     "varlen": _varlen,
     "matmul": _matmul,
+    "pieces": _pieces,
+    "banded": _banded,
     "sdpa": _sdpa,
 }

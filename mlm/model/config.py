@@ -99,6 +99,10 @@ class EncoderConfig:
         """`global` or `local`: what layer ``index`` attends to."""
         return self.attention[index % len(self.attention)]
 
+    def layer_window(self, index: int) -> int | None:
+        """How many tokens to each side layer ``index`` sees; None: all of the sequence."""
+        return self.local_attention // 2 if self.layer_attention(index) == "local" else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

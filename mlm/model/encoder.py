@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mlm.batch import Batch
 from mlm.errors import UserError, look_up
-from mlm.model.attention import Layout, prepare
 from mlm.model.config import EncoderConfig
 from mlm.model.dropout import Dropout
 from mlm.model.embeddings import Embeddings
 from mlm.model.feed_forward import build_feed_forward
+from mlm.model.layout import Layout, prepare
 from mlm.model.mixers import SelfAttention
 from mlm.model.norms import build_norm
 from mlm.model.positions import Rotation, rotation
@@ -31,7 +33,7 @@ class PostNormLayer(nn.Module):
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
-        self.mixer = SelfAttention(config, config.layer_attention(index))
+        self.mixer = SelfAttention(config, config.layer_window(index))
         self.mixer_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
         self.feed_forward_norm = build_norm(config)
@@ -51,7 +53,7 @@ class PreNormLayer(nn.Module):
         # The first layer reads the embeddings' norm; a second norm would change nothing but cost.
         normed = index == 0 and config.embedding_norm
         self.mixer_norm = nn.Identity() if normed else build_norm(config)
-        self.mixer = SelfAttention(config, config.layer_attention(index))
+        self.mixer = SelfAttention(config, config.layer_window(index))
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
         self.dropout = Dropout(config.hidden_dropout)
@@ -80,6 +82,9 @@ class Encoder(nn.Module):
             layer(config, index) for index in range(config.num_hidden_layers)
         )
         self.final_norm = build_norm(config) if config.final_norm else nn.Identity()
+        self.recompute = False
+        """Keep only each layer's input for the backward pass, and compute the rest anew: a third
+        more arithmetic for a fraction of the memory (https://arxiv.org/abs/1604.06174)."""
         init_weights(self, config)
 
     def forward(
@@ -122,7 +127,11 @@ class Encoder(nn.Module):
                 turns["local"] = rotation(positions, config.head_dim, config.local_rope_theta)
         hidden = self.embeddings(batch)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, layout, turns[config.layer_attention(index)])
+            turn = turns[config.layer_attention(index)]
+            if self.recompute and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, layout, turn, use_reentrant=False)
+            else:
+                hidden = layer(hidden, layout, turn)
         return self.final_norm(hidden)
 
 

@@ -2,18 +2,19 @@
 
 from torch import Tensor, nn
 
-from mlm.model.attention import Layout, attend
+from mlm.model.attention import attend
 from mlm.model.config import EncoderConfig
+from mlm.model.layout import Layout
 from mlm.model.positions import Rotation, rotate
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention, global or in a window (https://arxiv.org/abs/1706.03762)."""
 
-    def __init__(self, config: EncoderConfig, kind: str) -> None:
+    def __init__(self, config: EncoderConfig, window: int | None) -> None:
         super().__init__()
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.window = config.local_attention // 2 if kind == "local" else None
+        self.window = window
         self.dropout = config.attention_dropout
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)

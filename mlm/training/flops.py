@@ -55,12 +55,9 @@ def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: floa
     """
     d, inner = config.hidden_size, config.intermediate_size
     matrices = 4 * d * d + (3 if config.feed_forward == "glu" else 2) * d * inner
-    kinds = [config.layer_attention(i) for i in range(config.num_hidden_layers)]
-    keys = {
-        "global": mean_keys(lengths),
-        "local": mean_keys(lengths, config.local_attention // 2),
-    }
-    attention = sum(12 * d * keys[kind] for kind in kinds)
+    windows = [config.layer_window(index) for index in range(config.num_hidden_layers)]
+    keys = {window: mean_keys(lengths, window) for window in set(windows)}
+    attention = sum(12 * d * keys[window] for window in windows)
     dense = d * d if config.lm_head == "transform" else 0
     head = 6 * head_share * (dense + d * config.vocab_size)
     return 6 * matrices * config.num_hidden_layers + attention + head

@@ -18,7 +18,7 @@ from mlm.errors import UserError
 from mlm.extending import extend_vocabulary
 from mlm.huggingface import native_class
 from mlm.memory import keep_freed_memory
-from mlm.model.attention import choose_backend
+from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
@@ -83,6 +83,7 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
     for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         resolved["model"].pop(name)  # the store's tokenizer says
     _say_what_runs(model.config, device, precision, data)
+    model.encoder.recompute = settings["activation_checkpointing"]
     if still:
         model.compile()
 
@@ -187,10 +188,11 @@ def _describe(options: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
 @rank_zero_only
 def _say_what_runs(config: EncoderConfig, device: str, precision: str, data: DataOptions) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    path = choose_backend(device, dtype, config.attention_dropout, data.sequence_length)
+    windows = map(config.layer_window, range(config.num_hidden_layers))
+    paths = backend_names(device, dtype, config.attention_dropout, data.sequence_length, windows)
     native = native_class(config, "masked_lm")
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
-    say(f"{device}, {precision}, attention by {path}; the model {fits}")
+    say(f"{device}, {precision}, attention by {paths}; the model {fits}")
 
 
 class _ModelSaver:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlm.arguments import CommandParser, settings
+from mlm.arguments import CommandParser, add_activation_checkpointing, settings
 from tasks.options import CheckpointOptions, DataOptions, ModelOptions
 
 # What suits fine-tuning, where pretraining's own default would not.
@@ -51,6 +51,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="30min|2000steps",
         help="how long the run is; the schedules follow it (3 epochs where no limit is given)",
     )
+    add_activation_checkpointing(parser)
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(OptimizerOptions, "optimizer")

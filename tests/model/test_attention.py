@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mlm.batch import ragged
-from mlm.model.attention import BACKENDS, Layout, attend, choose_backend
+from mlm.model.attention import BACKENDS, attend, choose_backend
+from mlm.model.layout import Layout
 
 CPU_PATHS = [name for name in BACKENDS if name not in ("reference", "varlen")]
 LENGTHS = {
@@ -12,10 +13,11 @@ LENGTHS = {
     "equal": [8, 8, 8],
     "one": [25],
     "empty_at_end": [7, 3, 0, 0],
+    "several_pieces": [300, 1, 64, 65, 128],
 }
 
 
-def layout(lengths: list[int], backend: str) -> Layout:
+def layout(lengths: list[int], backend: str | None) -> Layout:
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
     return Layout(ends, max(lengths), backend)
 
@@ -36,6 +38,29 @@ def test_outputs_and_gradients_equal_the_reference(backend, lengths, window):
     (y, grad), (y_reference, grad_reference) = results
     torch.testing.assert_close(y, y_reference, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(grad, grad_reference, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_sequences_of_unlike_lengths_are_padded_apart(window):
+    lengths = [300, 5, 0, 280, 100, 700, 130, 1]
+    lay = Layout(torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
+    found = [group.layout.cu_seqlens.diff().tolist() for group in lay.groups]
+    assert found == [[700], [300, 280], [130, 100], [5, 1]]
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64)
+    results = []
+    for some in (lay, layout(lengths, "reference")):
+        x = qkv.clone().requires_grad_()
+        y = attend(x, some, window)
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [[128, 3, 50], [500, 500, 500], [500, 400], [*[256] * 15, 40]])
+def test_sequences_of_like_lengths_stay_together(lengths):
+    assert layout(lengths, None).groups == []
 
 
 def test_reference_weights_are_distributions_inside_the_window():
@@ -68,6 +93,7 @@ def test_dropout_keeps_the_mean(backend):
         ("cuda", torch.bfloat16, 0.1, 512, "sdpa"),
         ("cuda", torch.float32, 0.0, 512, "sdpa"),
         ("cpu", torch.bfloat16, 0.0, 512, "matmul"),
+        ("cpu", torch.bfloat16, 0.1, 8192, "pieces"),
         ("cpu", torch.float32, 0.0, 8192, "sdpa"),
         ("mps", torch.float32, 0.0, 128, "sdpa"),
     ],
@@ -76,6 +102,30 @@ def test_the_path_follows_from_device_precision_dropout_and_length(
     device, dtype, dropout, length, path
 ):
     assert choose_backend(device, dtype, dropout, length) == path
+
+
+def test_a_narrow_window_of_a_long_sequence_is_cut_into_blocks_on_a_cpu():
+    def path(length, window):
+        return choose_backend("cpu", torch.bfloat16, 0.0, length, window)
+
+    assert [path(n, 64) for n in (128, 256, 257, 8192)] == ["matmul", "matmul", "banded", "banded"]
+    assert path(512, 128) == "matmul"
+    assert path(512, None) == "matmul"
+
+
+def test_pieces_do_not_keep_their_weights_for_the_backward_pass():
+    qkv = torch.randn(1024, 3, 1, 8, requires_grad=True)
+    largest = {}
+    for path in ("matmul", "pieces"):
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        )
+        with hooks:
+            attend(qkv, layout([1024], path))
+        largest[path] = max(kept)
+    assert largest["matmul"] == 1024**2
+    assert largest["pieces"] <= qkv.numel()
 
 
 def test_without_gradients_a_cpu_takes_the_fused_kernel_in_fp32():

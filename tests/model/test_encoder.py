@@ -250,3 +250,27 @@ def test_ragged_batches():
     assert batch.sequence_lengths.tolist() == [3, 2]
     with pytest.raises(ValueError, match="empty"):
         ragged([[1], []])
+
+
+@pytest.mark.parametrize("name", ["bert", "modern_4_layers"])
+def test_recomputing_layers_keeps_less_and_changes_nothing(name):
+    encoder = Encoder(VARIANTS[name].replace(hidden_dropout=0.1, attention_dropout=0.1)).train()
+    batch = ragged(sequences())
+    found = []
+    for encoder.recompute in (False, True):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        encoder.zero_grad()
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = encoder(batch)
+        out.square().sum().backward()
+        found.append((out, [p.grad.clone() for p in encoder.parameters()], sum(kept.values())))
+    (plain, gradients, much), (again, same, little) = found
+    assert torch.equal(plain, again)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+    assert little < much / 2

@@ -110,6 +110,22 @@ def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
         assert other == pytest.approx(curves[0], abs=1e-5)
 
 
+def test_activation_checkpointing_changes_no_loss(pretrain_settings, tmp_path, monkeypatch):
+    words = "--budget 3steps --model.hidden_dropout 0.1"
+    calls = []
+    recompute = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "mlm.model.encoder.checkpoint", lambda *a, **k: calls.append(1) or recompute(*a, **k)
+    )
+    pretrain(pretrain_settings(f"{words} --run_dir {tmp_path / 'plain'}"))
+    assert not calls
+    pretrain(
+        pretrain_settings(f"{words} --run_dir {tmp_path / 'less'} --activation_checkpointing true")
+    )
+    assert len(calls) == 3
+    assert losses(tmp_path / "less") == losses(tmp_path / "plain")
+
+
 @pytest.mark.slow
 def test_two_processes_change_no_loss(pretrain_settings, store, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"

@@ -1,0 +1,160 @@
+"""Where each token of a batch stands, and which others it sees: worked out once, for all layers.
+
+Shapes: ``B`` sequences, ``S`` tokens in the longest, ``T`` tokens in all.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mlm.batch import Batch
+
+# Sequences are padded together if they are this long at least, of the longest of them; those that
+# are no longer than the second number always are, and so are all where little is filler anyway.
+_ALIKE, _SHORT, _FULL = 0.7, 128, 0.9
+
+
+class Group(NamedTuple):
+    """Some sequences of a batch."""
+
+    tokens: Tensor
+    """(t,) int64: where their tokens stand in the batch."""
+    layout: Layout
+    """Their own."""
+
+
+@dataclass
+class Layout:
+    """The geometry of a batch; what a path asks for is built when it first does."""
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    backend: str | None = None
+    """A path to insist on; None chooses by device, precision, dropout and length."""
+    weights: list[list[Tensor]] | None = None
+    """Where `reference` leaves its weights: a list a layer of B tensors (N, s, s)."""
+
+    @functools.cached_property
+    def slots(self) -> Tensor | None:
+        """(T,) int64: each token's place in the padded layout (B · S); None where it is equal."""
+        lengths = self.cu_seqlens.diff()
+        tokens = int(self.cu_seqlens[-1])
+        if tokens == lengths.numel() * self.max_seqlen:
+            return None
+        gaps = torch.arange(lengths.numel(), device=lengths.device) * self.max_seqlen
+        shift = gaps - self.cu_seqlens[:-1]
+        return torch.arange(tokens, device=lengths.device) + shift.repeat_interleave(lengths)
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """Sequences of like lengths, longest first; none where they are alike, or on other devices.
+
+        Padding all to the longest would multiply the work where lengths differ much.
+        """
+        if self.cu_seqlens.device.type != "cpu" or self.max_seqlen <= _SHORT or self.slots is None:
+            return []
+        starts, lengths = self.cu_seqlens[:-1].numpy(), self.cu_seqlens.diff().numpy()
+        if lengths.sum() >= _FULL * self.max_seqlen * len(lengths):
+            return []
+        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        bounds = [0]
+        for place, length in enumerate(lengths[order]):
+            longest = lengths[order[bounds[-1]]]
+            if longest > _SHORT and length < _ALIKE * longest:
+                bounds.append(place)
+        if len(bounds) == 1:
+            return []
+        return [_group(starts[part], lengths[part]) for part in np.split(order, bounds[1:])]
+
+    @functools.cached_property
+    def ungroup(self) -> Tensor:
+        """(T,) int64: where each token stands among the tokens of all `groups`, end to end."""
+        return torch.cat([group.tokens for group in self.groups]).argsort()
+
+    @functools.cached_property
+    def _made(self) -> dict[Any, Any]:
+        return {}
+
+    def visible(self, window: int | None) -> Tensor | None:
+        """(B or 1, 1, S or 1, S) bool: which keys a query sees; None where it sees them all.
+
+        Filler queries see everything, so that no softmax is over nothing.
+        """
+        if window is not None and window >= self.max_seqlen - 1:
+            window = None
+        return self._once(("visible", window), lambda: self._build_visible(window))
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """`visible` as numbers to add to scores: 0 and -inf."""
+        visible = self.visible(window)
+        if visible is None:
+            return None
+        return self._once(("bias", window, dtype), lambda: _as_bias(visible, dtype))
+
+    def band(self, window: int, block: int, dtype: torch.dtype) -> Tensor:
+        """(T / block, 1, block, 3 block): as `bias`, for blocks of queries across all sequences.
+
+        The keys are those of the block itself and of its neighbours to both sides, which hold all
+        that a query sees: ``block`` is at least ``window``.
+        """
+        key = ("band", window, block, dtype)
+        return self._once(key, lambda: self._build_band(window, block, dtype))
+
+    def _once(self, key: Any, build: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = build()
+        return self._made[key]
+
+    def _build_visible(self, window: int | None) -> Tensor | None:
+        place = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
+        near = None
+        if window is not None:
+            near = (place[:, None] - place).abs() <= window  # (S, S)
+        if self.slots is None:
+            return None if near is None else near[None, None]
+        real = place < self.cu_seqlens.diff()[:, None]  # (B, S)
+        if near is None:
+            return (real | ~real.any(-1, keepdim=True))[:, None, None]
+        return ((real[:, None] & near) | ~real[..., None])[:, None]
+
+    def _build_band(self, window: int, block: int, dtype: torch.dtype) -> Tensor:
+        tokens, device = int(self.cu_seqlens[-1]), self.cu_seqlens.device
+        place = torch.arange(-(-tokens // block) * block, device=device)
+        # Counted from 1, so that 0, which stands beyond the ends, is no one's; filler has the last.
+        sequence = torch.bucketize(place, self.cu_seqlens, right=True)
+        queries = sequence.view(-1, 1, block, 1)
+        keys = neighbourhoods(sequence.view(-1, 1, block))[:, :, None]
+        offset = torch.arange(3 * block, device=device) - block
+        near = (offset - torch.arange(block, device=device)[:, None]).abs() <= window
+        return _as_bias((queries == keys) & near, dtype)
+
+
+def _group(starts: np.ndarray, lengths: np.ndarray) -> Group:
+    ends = np.cumsum(lengths)
+    tokens = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
+    return Group(torch.from_numpy(tokens.astype(np.int64)), Layout(cu_seqlens, int(lengths.max())))
+
+
+def _as_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill_(~visible, -torch.inf)
+
+
+def neighbourhoods(blocks: Tensor) -> Tensor:
+    """(blocks, N, w, …) → (blocks, N, 3 w, …): each with its neighbours, 0 beyond the ends."""
+    framed = F.pad(blocks, (0, 0) * (blocks.ndim - 1) + (1, 1))
+    return torch.cat([framed[:-2], framed[1:-1], framed[2:]], dim=2)
+
+
+def prepare(batch: Batch, backend: str | None, weights: list[list[Tensor]] | None) -> Layout:
+    """The layout of ``batch``."""
+    return Layout(batch.cu_seqlens, batch.max_seqlen, backend, weights)
