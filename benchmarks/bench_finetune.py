@@ -107,7 +107,7 @@ class Bench:
 def best_rates(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
     """Each side's learning rate: the one with the best validation accuracy after a short run."""
     sides = ("ours", PADDINGS[0])
-    if not args.seeds:
+    if not (args.seeds and args.grid_steps):
         return dict.fromkeys(sides, args.lr)
     length = ("steps", args.grid_steps)
     cases = [Case(side, lr, GRID_SEED, length) for side in sides for lr in GRID]
@@ -185,8 +185,8 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--grid_steps", type=int, default=1000)
-    parser.add_argument("--lr", type=float, default=1e-4, help="where there is no grid")
+    parser.add_argument("--grid_steps", type=int, default=1000, help="0: both take --lr")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of both, where there is no grid")
     parser.add_argument("--timed_steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once")
