@@ -5,7 +5,7 @@ module has ``add_arguments(parser) -> None`` and ``run(args) -> None``; see `mlm
 a parser and its values offer.
 
 Exit codes: 0 done, 2 the caller's mistake (one line, no traceback), 143 stopped by SIGTERM, 130
-interrupted from the keyboard, 1 anything else.
+interrupted from the keyboard, 1 anything else (one line where it is the machine's doing).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from mlm import __version__
-from mlm.errors import UserError
+from mlm.errors import RunError, UserError
 
 # command: (what it does, the module that does it)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except SystemExit as error:

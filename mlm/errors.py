@@ -1,4 +1,4 @@
-"""The one exception that is meant for people."""
+"""The exceptions that are meant for people."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,6 +11,13 @@ class UserError(Exception):
     """A mistake of the caller's: says in one line what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class RunError(Exception):
+    """A run that cannot go on, through no mistake in what was asked: says why, and what to do.
+
+    The command line prints it without a traceback and exits with code 1.
     """
 
 

@@ -66,6 +66,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def remove_folder(path: str | Path) -> None:
+    """Take a folder away, renamed first, so that half of it is never seen under its name."""
+    gone = _beside(Path(path).absolute(), "gone")
+    Path(path).rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _put_in_place(draft: Path, path: Path) -> None:
     old = _beside(path, "old")
     try:
@@ -84,7 +91,7 @@ def _beside(path: Path, purpose: str) -> Path:
     return path.with_name(name)
 
 
-_LEFT_BEHIND = re.compile(r"\.(.+)\.(tmp|old)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+_LEFT_BEHIND = re.compile(r"\.(.+)\.(tmp|old|gone)-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 
 
 def _host() -> str:

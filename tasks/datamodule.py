@@ -112,8 +112,9 @@ class FineTuningDataModule(StreamDataModule):
         options: DataOptions,
         seed: int,
         accumulation: int = 1,
+        stall_timeout: float = 300,
     ) -> None:
-        super().__init__(options.num_workers, accumulation)
+        super().__init__(options.num_workers, accumulation, stall_timeout)
         Share(accumulation=accumulation).micro_batch_size(options.batch_size)
         self.task, self.train, self.validation = task, train, validation
         self.options, self.seed = options, seed

@@ -24,10 +24,13 @@ from mlm.huggingface import native_class
 from mlm.memory import keep_freed_memory
 from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig
+from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
 from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO
+from mlm.training.clock import Clock
 from mlm.training.flops import flops_per_token, peak_flops
+from mlm.training.guards import GuardOptions, guard_callbacks, guarded
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
@@ -72,12 +75,17 @@ def finetune(settings: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         UserError: settings or tables that cannot be run.
+        RunError: the machine, or numbers that are not finite, ended the run.
         SystemExit: 143; a signal ended the run early, and its state is saved.
     """
-    run_dir, seed, number = Path(settings["run_dir"]), settings["seed"], settings["seeds"]
-    if number < 1:
-        raise UserError(f"--seeds {number}: give 1 or more")
+    if settings["seeds"] < 1:
+        raise UserError(f"--seeds {settings['seeds']}: give 1 or more")
     keep_freed_memory()
+    return guarded(_finetune, settings)
+
+
+def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
+    run_dir, seed, number = Path(settings["run_dir"]), settings["seed"], settings["seeds"]
     if settings["resume"] == "never":
         choose_checkpoint(run_dir, "never")  # refuses the folder before the long work
     elif settings["resume"] != "auto" and number > 1:
@@ -156,9 +164,19 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     model = start_model(ModelOptions(**settings["model"]), prepared.folder, task, prepared.config)
     model.encoder.recompute = settings["activation_checkpointing"]
     module = FineTuningModule(model, task, optimizer, budget, data.batch_size, seed)
+    guards = GuardOptions.of(settings)
+    module.on_nonfinite = guards.on_nonfinite
+    if budget.unit == "seconds":
+        module.clock = Clock(run_dir / "clock.txt")
     accumulation = trainer_settings["accumulate_grad_batches"]
     datamodule = FineTuningDataModule(
-        task, prepared.train, prepared.validation, data, seed, accumulation
+        task,
+        prepared.train,
+        prepared.validation,
+        data,
+        seed,
+        accumulation,
+        guards.stall_timeout,
     )
     device = resolve_device(trainer_settings["accelerator"])
     lengths = np.array([len(e.input_ids) for e in prepared.train])
@@ -178,24 +196,27 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     )
     step = resumed_step(start, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, settings, step)
+    files = FolderCheckpointIO(save)
     trainer = build_trainer(
         trainer_settings,
         optimizer,
         [
             EndOfBudget(),
             metrics,
-            StopOnSignal(),
             BudgetProgress(every_n_steps, lambda: metrics.tokens_per_second),
+            *guard_callbacks(guards, run_dir, files.load_checkpoint),
             keep_best,
             Checkpoints(run_dir / "checkpoints", checkpoint.every_n_steps, checkpoint.keep),
+            StopOnSignal(),
         ],
         loggers,
-        FolderCheckpointIO(save),
+        files,
     )
     if prepared.settings["seeds"] > 1 and trainer.world_size > 1:
         raise UserError("--seeds: several are trained on one device; add --trainer.devices 1")
     write_config(run_dir, settings)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+    with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
     if keep_best.best_step is None:  # stopped before the first validation
         keep_best.save_now(trainer)
     if module.stop_agreed:
@@ -204,6 +225,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         raise SystemExit(143)
     if not trainer.is_global_zero:
         return {}
+    module.clock.close()
     scores = _score_best(prepared, run_dir, loggers, keep_best.best_step or module.spent.steps)
     close_loggers(loggers)
     result = {

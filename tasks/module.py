@@ -59,6 +59,8 @@ class FineTuningModule(SumLossModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the task's metrics."""
+        if self.stop_asked:
+            return
         assert batch.labels is not None
         outputs = self.model(batch)
         loss, count = self.task.loss(outputs, batch.labels)
@@ -67,6 +69,8 @@ class FineTuningModule(SumLossModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all ranks."""
+        if self.stops_validation():
+            return
         values = self.metrics.compute()
         values["loss"] = self.validation_loss.compute()
         # Tables, such as a confusion matrix, are made once, from the best state.
@@ -104,7 +108,8 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Compare; a value that is only equal, or not a number, is no better."""
-        if trainer.sanity_checking:
+        cut_short = isinstance(module, SumLossModule) and module.stop_agreed
+        if trainer.sanity_checking or cut_short:
             return
         value = float(trainer.callback_metrics[self.monitor])
         if self._is_better(value):

@@ -23,6 +23,7 @@ class CheckpointOptions:
 def add_arguments(parser: CommandParser) -> None:
     """The options of ``mlm pretrain``."""
     from mlm.training.datamodule import DataOptions
+    from mlm.training.guards import GuardOptions
     from mlm.training.logging import LoggingOptions
     from mlm.training.optimizers import OptimizerOptions
     from mlm.training.trainer import LIMITS, TRAINER_DEFAULTS
@@ -48,6 +49,7 @@ def add_arguments(parser: CommandParser) -> None:
     add("--seed", type=int, default=0, help="of everything random")
     add("--compile", type=bool, default=False, help="compile the model with torch.compile")
     add_activation_checkpointing(parser)
+    parser.add_class_arguments(GuardOptions)
     parser.add_class_arguments(DataOptions, "data")
     add_model_path(parser, "go on training the encoder of this model folder", required=False)
     _add_encoder_arguments(parser)

@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
@@ -46,7 +44,7 @@ class TokenStore:
         """Open a store: every file has to be there in its size, and intact where that is quick.
 
         A store of up to 1 GiB is verified in full, a second at most; a larger one by whoever
-        trains on it: see `verify_in_background`.
+        trains on it, before the first step.
 
         Raises:
             UserError: no store there, or a file of it is missing or damaged.
@@ -103,23 +101,6 @@ class TokenStore:
                     "the token store anew"
                 )
         self.is_verified = True
-
-    def verify_in_background(self) -> Callable[[], bool]:
-        """Start `verify` in a thread.
-
-        Returns:
-            A function to call now and then: whether the work is done; it raises what was found.
-        """
-        executor = ThreadPoolExecutor(1, thread_name_prefix="verify-store")
-        future = executor.submit(self.verify)
-        executor.shutdown(wait=False)
-
-        def done() -> bool:
-            if future.done():
-                future.result()
-            return future.done()
-
-        return done
 
     def check_tokenizer(self, tokenizer: Any, owner: str) -> None:
         """Make sure that ``tokenizer`` (of ``owner``, say a model folder) made this store's ids.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import math
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from mlm.batch import Batch
+from mlm.console import say
 from mlm.data.keys import mix
+from mlm.errors import RunError
 from mlm.training.budget import Budget, Spent
+from mlm.training.clock import Clock
 from mlm.training.gradients import all_reduce_sum, gradient_factor, rescale_gradients
 from mlm.training.optimizers import OptimizerOptions, build_optimizer, set_learning_rate
 from mlm.training.schedules import learning_rate_factor
@@ -58,6 +61,10 @@ class SumLossModule(LightningModule):
         self.model = model
         self.optimizer_options, self.budget, self.seed = optimizer, budget, seed
         self.spent = Spent()
+        self.clock = Clock()
+        """Whose readings are the seconds spent; the first rank's decide for all."""
+        self.on_nonfinite: Literal["stop", "skip"] = "stop"
+        """What is done where a step's loss or gradient is not finite."""
         self.stop_asked = False
         """Set by a signal handler on any rank; all ranks hear of it at the next step."""
         self.stop_agreed = False
@@ -90,7 +97,7 @@ class SumLossModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock and an empty tally."""
-        self._started = time.monotonic() - self.spent.seconds
+        self.clock.start(self.spent.steps, self.spent.seconds)
         self._start_tally()
 
     def _start_tally(self) -> None:
@@ -119,7 +126,7 @@ class SumLossModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the gradients of sums into those of the mean over the global batch's targets."""
         # One rank's clock decides for all, so that all of them stop at the same step.
-        seconds = time.monotonic() - self._started if self.global_rank == 0 else 0.0
+        seconds = self.clock.read(self.spent.steps + 1) if self.global_rank == 0 else 0.0
         mine = torch.tensor([seconds, self.stop_asked], dtype=torch.float64, device=self.device)
         tally = all_reduce_sum(torch.cat([self._tally, mine])).tolist()
         loss, targets, tokens, seconds, stop = tally
@@ -139,6 +146,52 @@ class SumLossModule(LightningModule):
         self.step_metrics["tokens"] = self.spent.tokens
         self.stop_agreed = stop > 0
         self._start_tally()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and let no step through whose loss or gradient is not finite.
+
+        Raises:
+            RunError: so, where that is not to be skipped.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        self.step_metrics["gradient_norm"] = float(norm)
+        if self._is_finite():
+            if gradient_clip_algorithm == "value":
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            elif gradient_clip_val:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+            return
+        what = ", ".join(f"{n} {self.step_metrics[n]:g}" for n in ("train/loss", "gradient_norm"))
+        if self.on_nonfinite == "stop":
+            raise RunError(
+                f"step {self.spent.steps}: not finite ({what}); nothing of it is saved. Lower "
+                "--optimizer.lr, find the module with --detect_anomaly true, or leave such steps "
+                "out with --on_nonfinite skip"
+            )
+        if self.trainer.is_global_zero:
+            say(f"step {self.spent.steps}: not finite ({what}), left out")
+        optimizer.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
+
+    def _is_finite(self) -> bool:
+        """Of the step's loss and gradient on all ranks; fp16's scaler looks after gradients."""
+        watched = [self.step_metrics["train/loss"]]
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            watched.append(self.step_metrics["gradient_norm"])
+        bad = torch.tensor(sum(not math.isfinite(value) for value in watched), device=self.device)
+        return not int(all_reduce_sum(bad))
+
+    def stops_validation(self) -> bool:
+        """Whether a signal came during a validation, on any rank: what it found is then dropped."""
+        asked = torch.tensor(float(self.stop_asked), device=self.device)
+        if all_reduce_sum(asked) > 0:
+            self.stop_agreed = self.trainer.should_stop = True
+        return self.stop_agreed
 
     def log_validation(self, metrics: dict[str, Tensor]) -> None:
         """Log what a validation found at the step it followed; Lightning would say one less."""

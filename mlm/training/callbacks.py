@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mlm.console import say
-from mlm.data.store import TokenStore
 from mlm.training.base import SumLossModule
 from mlm.training.datamodule import TimedLoader
 
@@ -42,29 +40,12 @@ class EndOfBudget(Callback):
             trainer.should_stop = True
 
 
-class VerifyStore(Callback):
-    """Reads a large token store through beside the first steps, and stops at what is damaged."""
-
-    def __init__(self, store: TokenStore) -> None:
-        self.store = store
-        self._done: Callable[[], bool] | None = None
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Begin, on one rank."""
-        if trainer.is_global_zero and not self.store.is_verified:
-            self._done = self.store.verify_in_background()
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Raise what was found, before a checkpoint is written."""
-        if self._done is not None and self._done():
-            self._done = None
-
-
 class StopOnSignal(Callback):
     """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second signal is obeyed at once.
 
-    Handlers only set a flag: ranks agree on it with the next step's count, so that none of them
-    waits for a partner that has left.
+    Handlers only set a flag: ranks agree on it with the next step's count, or at the end of a
+    validation, whose rest is left out, so that none of them waits for a partner that has left.
+    Stands after `Checkpoints` in a list of callbacks, to guard the last save too.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

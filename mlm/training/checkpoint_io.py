@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from mlm.checkpoint import read_folder
 from mlm.errors import UserError
-from mlm.files import atomic_folder
+from mlm.files import atomic_folder, remove_folder
 
 _PREFIX = "model."
 
@@ -66,11 +65,8 @@ class FolderCheckpointIO(CheckpointIO):
         return dict(state)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Rename first, so that half a checkpoint is never seen."""
-        path = Path(path)
-        gone = path.with_name(f".{path.name}.old")
-        path.rename(gone)
-        shutil.rmtree(gone)
+        """Take it away, so that half of it is never seen."""
+        remove_folder(path)
 
 
 def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:

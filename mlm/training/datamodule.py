@@ -7,6 +7,9 @@ stream, and how it is masked, follows from the seed and that place alone.
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -207,12 +210,27 @@ class TimedLoader(DataLoader[Batch]):
             yield batch
 
 
+def die_with_parent(worker: int) -> None:
+    """Have this process killed when the one that started it is gone, on Linux.
+
+    A worker whose parent was killed may otherwise wait for ever on a queue that nobody reads, and
+    keep what it holds of /dev/shm.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
 class StreamDataModule(LightningDataModule):
     """What pretraining and fine-tuning share: a rank's part of an endless stream of batches."""
 
-    def __init__(self, num_workers: int, accumulation: int) -> None:
+    def __init__(self, num_workers: int, accumulation: int, stall_timeout: float = 300) -> None:
         super().__init__()
         self.num_workers, self.accumulation = num_workers, accumulation
+        self.stall_timeout = stall_timeout
+        """Seconds that a worker may take for a batch."""
 
     def _share(self) -> Share:
         assert self.trainer is not None
@@ -222,7 +240,14 @@ class StreamDataModule(LightningDataModule):
         assert self.trainer is not None
         workers = self.num_workers
         extra: dict[str, Any] = (
-            {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+            {
+                "prefetch_factor": 4,
+                "persistent_workers": True,
+                "timeout": self.stall_timeout,
+                "worker_init_fn": die_with_parent,
+            }
+            if workers
+            else {}
         )
         return TimedLoader(
             batches,
@@ -244,8 +269,9 @@ class PretrainingDataModule(StreamDataModule):
         seed: int,
         accumulation: int,
         still: bool = False,
+        stall_timeout: float = 300,
     ) -> None:
-        super().__init__(options.num_workers, accumulation)
+        super().__init__(options.num_workers, accumulation, stall_timeout)
         self.store = store
         self.options, self.seed, self.still = options, seed, still
 

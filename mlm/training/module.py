@@ -67,6 +67,8 @@ class PretrainingModule(SumLossModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy at the fixed rate with the fixed masks."""
+        if self.stop_asked:
+            return
         masked = masked_lm.at_rate(batch, VALIDATION_RATE)
         loss, targets, right = masked_lm.score(self.model, masked)
         count = targets.clamp(min=1)
@@ -75,6 +77,8 @@ class PretrainingModule(SumLossModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks."""
+        if self.stops_validation():
+            return
         loss = self.validation_loss.compute()
         accuracy = self.validation_accuracy.compute()
         self.log_validation(

@@ -22,8 +22,10 @@ from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
-from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal, VerifyStore
+from mlm.training.anomaly import naming_anomalies
+from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
+from mlm.training.clock import Clock
 from mlm.training.datamodule import (
     VALIDATION_RATE,
     DataOptions,
@@ -34,12 +36,18 @@ from mlm.training.datamodule import (
     vocabulary_of,
 )
 from mlm.training.flops import flops_per_token, peak_flops
+from mlm.training.guards import GuardOptions, guard_callbacks, guarded
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
 from mlm.training.module import PretrainingModule
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
 from mlm.training.progress import BudgetProgress
-from mlm.training.run_directory import choose_checkpoint, resumed_step, write_config
+from mlm.training.run_directory import (
+    choose_checkpoint,
+    is_rank_zero,
+    resumed_step,
+    write_config,
+)
 from mlm.training.trainer import build_trainer, choose_budget
 
 
@@ -54,10 +62,15 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
 
     Raises:
         UserError: settings that cannot be run.
+        RunError: the machine, or numbers that are not finite, ended the run.
         SystemExit: 143; a signal ended the run early, and its state is saved.
     """
     keep_freed_memory()
-    run_dir = Path(settings["run_dir"])
+    return guarded(_pretrain, settings)
+
+
+def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
+    run_dir, guards = Path(settings["run_dir"]), GuardOptions.of(settings)
     data = DataOptions(**settings["data"])
     optimizer = OptimizerOptions(**settings["optimizer"])
     trainer_settings = dict(settings["trainer"])
@@ -72,6 +85,9 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
     if budget is None:
         raise UserError("say how long the run is: --budget 30min, 2e9tokens or 2000steps")
     checkpoint = choose_checkpoint(run_dir, settings["resume"])
+    if is_rank_zero() and not store.is_verified:
+        say(f"{store.path}: verifying its checksums")
+        store.verify()
 
     torch.manual_seed(seed)
     model = _build_model(settings["model"], store, data)
@@ -88,34 +104,38 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
         model.compile()
 
     module = PretrainingModule(model, data, optimizer, budget, seed, still)
+    module.on_nonfinite = guards.on_nonfinite
+    if budget.unit == "seconds":
+        module.clock = Clock(run_dir / "clock.txt")
     accumulation = trainer_settings["accumulate_grad_batches"]
-    datamodule = PretrainingDataModule(store, data, seed, accumulation, still)
+    datamodule = PretrainingDataModule(store, data, seed, accumulation, still, guards.stall_timeout)
     lengths = row_lengths(store.split("train"), data.sequence_length)
     mean_rate = (data.mlm_probability + data.mlm_probability_end) / 2
     token_flops = flops_per_token(model.config, lengths, mean_rate)
     every_n_steps = trainer_settings["log_every_n_steps"]
     metrics = StepMetrics(every_n_steps, token_flops, peak_flops(device, precision))
-    signals = StopOnSignal()
     save = _ModelSaver(model.config, store.tokenizer_dir, module)
     step = resumed_step(checkpoint, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, resolved, step)
+    files = FolderCheckpointIO(save)
     trainer = build_trainer(
         trainer_settings,
         optimizer,
         [
-            VerifyStore(store),
             EndOfBudget(),
             metrics,
-            signals,
             BudgetProgress(every_n_steps, lambda: metrics.tokens_per_second),
+            *guard_callbacks(guards, run_dir, files.load_checkpoint),
             Checkpoints(run_dir / "checkpoints", **settings["checkpoint"]),
+            StopOnSignal(),
         ],
         loggers,
-        FolderCheckpointIO(save),
+        files,
     )
     Share(0, trainer.world_size, accumulation).micro_batch_size(data.batch_size)  # or refuse
     write_config(run_dir, resolved)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         save(run_dir / "model", without_prefix(module.state_dict()))
         _log_guesses(module, datamodule, loggers)
@@ -123,6 +143,7 @@ def pretrain(settings: dict[str, Any]) -> dict[str, float]:
     if module.stop_agreed:
         say(f"stopped after step {module.spent.steps}; go on with --resume auto")
         raise SystemExit(143)
+    module.clock.close()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

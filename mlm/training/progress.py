@@ -65,6 +65,9 @@ class BudgetProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Tell what validation found."""
+        assert isinstance(module, SumLossModule)
+        if module.stop_agreed:
+            return
         found = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         if self._enabled and found and not trainer.sanity_checking:
             values = "  ".join(f"{name} {float(value):.4f}" for name, value in found.items())

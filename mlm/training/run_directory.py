@@ -13,6 +13,9 @@ from mlm.errors import UserError
 from mlm.files import atomic_file
 from mlm.training.checkpoint_io import latest_checkpoint
 
+LOCK = ".lock"
+"""Held by the process that writes in a run's folder."""
+
 
 def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
     """The checkpoint that a run starts from; None for a fresh start.
@@ -40,13 +43,10 @@ def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
             raise UserError(f"--resume {resume}: no such checkpoint folder")
         return Path(resume)
     # Other ranks start when the first has begun to write.
-    if is_rank_zero() and run_dir.exists():
-        if not run_dir.is_dir():
-            raise UserError(f"{run_dir}: is a file; choose another --run_dir")
-        if any(run_dir.iterdir()):
-            raise UserError(
-                f"{run_dir}: is not empty; choose another --run_dir, or go on with --resume auto"
-            )
+    if is_rank_zero() and run_dir.exists() and any(p.name != LOCK for p in run_dir.iterdir()):
+        raise UserError(
+            f"{run_dir}: is not empty; choose another --run_dir, or go on with --resume auto"
+        )
     return None
 
 

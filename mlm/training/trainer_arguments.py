@@ -13,6 +13,7 @@ OWNED = {
     "barebones",
     "callbacks",
     "default_root_dir",
+    "detect_anomaly",
     "enable_autolog_hparams",
     "enable_checkpointing",
     "logger",

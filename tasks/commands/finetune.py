@@ -14,6 +14,7 @@ _SCHEDULE = {"schedule": "linear", "warmup": 0.06, "cooldown": 0.0}
 
 def add_arguments(parser: CommandParser) -> None:
     """The options of ``mlm finetune``."""
+    from mlm.training.guards import GuardOptions
     from mlm.training.logging import LoggingOptions
     from mlm.training.optimizers import OptimizerOptions
     from mlm.training.trainer import LIMITS, TRAINER_DEFAULTS
@@ -52,6 +53,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="how long the run is; the schedules follow it (3 epochs where no limit is given)",
     )
     add_activation_checkpointing(parser)
+    parser.add_class_arguments(GuardOptions)
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(ModelOptions, "model")
     parser.add_class_arguments(OptimizerOptions, "optimizer")

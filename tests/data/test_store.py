@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import time
 from pathlib import Path
 
 import datasets
@@ -126,9 +125,7 @@ def test_a_store_opens(store):
     assert load_tokenizer(found.tokenizer_dir).get_vocab_size() <= 60
     assert [p.name for p in store.parent.iterdir()] == ["store"]
     assert datasets.load_from_disk(str(store))["validation"]["input_ids"][:] == [[5, 6]]
-    done = found.verify_in_background()
-    while not done():
-        time.sleep(0.01)
+    assert found.is_verified
 
 
 FILES = [
@@ -163,20 +160,16 @@ def test_a_flipped_bit_is_found(store, file):
         TokenStore.open(store)
 
 
-def test_a_large_store_is_verified_in_the_background(store, monkeypatch):
+def test_a_large_store_is_verified_when_that_is_asked_for(store, monkeypatch):
     monkeypatch.setattr("mlm.data.store._VERIFIED_AT_OPENING", 0)
     file = store / FILES[0]
     data = bytearray(file.read_bytes())
     data[-20] ^= 1
     file.write_bytes(data)
-    done = TokenStore.open(store).verify_in_background()
-
-    def wait():
-        while not done():
-            time.sleep(0.01)
-
+    found = TokenStore.open(store)
+    assert not found.is_verified
     with pytest.raises(UserError, match="arrow: damaged"):
-        wait()
+        found.verify()
 
 
 def test_no_store_there(tmp_path):

@@ -287,7 +287,7 @@ def test_a_model_folder_is_plain(pretrain_settings, tmp_path):
     assert json.loads((folder / "config.json").read_text())["mlm"]["steps"] == 6
 
 
-def test_a_large_store_is_verified_beside_the_first_steps(
+def test_a_large_store_is_verified_before_the_first_step(
     pretrain_settings, store, tmp_path, monkeypatch
 ):
     copy = tmp_path / "store"
@@ -299,4 +299,4 @@ def test_a_large_store_is_verified_beside_the_first_steps(
     monkeypatch.setattr("mlm.data.store._VERIFIED_AT_OPENING", 0)
     with pytest.raises(UserError, match="damaged"):
         pretrain(pretrain_settings(f"--store {copy} --budget 5000steps"))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()

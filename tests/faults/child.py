@@ -1,0 +1,129 @@
+"""What runs in the process that is struck: `mlm`, with every step and every save written down.
+
+A line a step: its number, the loss as `float.hex`, the rows it saw, a checksum of all it was given.
+A line before each save, and one after.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlm import cli
+from mlm.data.order import stream_row
+from mlm.training import datamodule
+from mlm.training.base import SumLossModule
+from mlm.training.checkpoint_io import FolderCheckpointIO
+from mlm.training.module import PretrainingModule
+
+
+def run(argv: list[str], trace: Path, output: Path, fault: dict[str, int]) -> None:
+    """`mlm argv` in this process, with its output in a file; ends with its exit code."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked
+    write_down(trace)
+    strike(fault)
+    sys.exit(cli.main(argv))
+
+
+def write_down(trace: Path) -> None:
+    """Have steps and saves written to ``trace``, each by one system call."""
+    descriptor = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    seen: list[tuple[list[int], int]] = []
+
+    def line(*words: Any) -> None:
+        os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
+
+    training_step = PretrainingModule.training_step
+
+    def observed(module, batch, batch_idx):
+        source = module.trainer.train_dataloader.dataset
+        micro_batch = module.spent.steps * source.share.accumulation + len(seen)
+        places = source.share.places(micro_batch, source.options.batch_size)
+        rows = [stream_row(g, source.rows, source.seed)[0] for g in places]
+        parts = [
+            part
+            for row in rows
+            for part in datamodule.read_row(source.split, row, source.options.sequence_length)
+        ]
+        special = np.isin(batch.input_ids, [source.vocabulary.cls, source.vocabulary.sep])
+        assert np.array_equal(np.concatenate(parts), batch.input_ids[~special])
+        given = [batch.input_ids, batch.masked_positions, batch.replacements, batch.mask_thresholds]
+        seen.append((rows, zlib.crc32(b"".join(t.numpy().tobytes() for t in given))))
+        return training_step(module, batch, batch_idx)
+
+    PretrainingModule.training_step = observed
+    before_step = SumLossModule.on_before_optimizer_step
+
+    def stepped(module, optimizer):
+        before_step(module, optimizer)
+        rows = ",".join(str(row) for part, _ in seen for row in part)
+        checksums = ",".join(str(checksum) for _, checksum in seen)
+        line("step", module.spent.steps, module.step_metrics["train/loss"].hex(), rows, checksums)
+        seen.clear()
+
+    SumLossModule.on_before_optimizer_step = stepped
+    save = FolderCheckpointIO.save_checkpoint
+
+    def saved(*args, **kwargs):
+        line("save")
+        save(*args, **kwargs)
+        line("saved")
+
+    FolderCheckpointIO.save_checkpoint = saved
+
+
+def strike(fault: dict[str, int]) -> None:
+    """Have this process killed in its ``save``-th save, if that is wanted.
+
+    ``event``: at that file operation of it; ``bytes``: when a file grows beyond.
+    """
+    if not fault:
+        return
+    state = {"saves": 0, "events": 0, "inside": False}
+
+    def count(event: str = "") -> None:
+        if state["inside"] and "event" in fault:
+            state["events"] += 1
+            if state["events"] == fault["event"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    watched = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
+        if event in watched or writes:
+            count(event)
+
+    sys.addaudithook(audit)
+    fsync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        count("before")
+        fsync(descriptor)
+        count("after")
+
+    os.fsync = synced
+    save = FolderCheckpointIO.save_checkpoint
+
+    def struck(*args, **kwargs):
+        state["saves"] += 1
+        state["inside"] = state["saves"] == fault["save"]
+        if state["inside"] and "bytes" in fault:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], hard))
+        save(*args, **kwargs)
+        state["inside"] = False
+
+    FolderCheckpointIO.save_checkpoint = struck

@@ -1,0 +1,118 @@
+"""Runs that are killed go on as if nothing had been, to the last bit."""
+
+import random
+
+import pytest
+import torch
+from harness import Run, strike_at_random
+from sweep import FULL, examples
+
+from mlm.checkpoint import read_folder
+from mlm.training.checkpoint_io import latest_checkpoint
+
+STEPS = 12
+KINDS = {
+    "plain": f"--budget {STEPS}steps",
+    "workers": f"--budget {STEPS}steps --data.num_workers 2",
+    "validation": f"--budget {STEPS}steps --trainer.val_check_interval 3",
+    "tokens": "--budget 2700tokens --data.num_workers 2 --trainer.val_check_interval 3",
+}
+
+
+@pytest.fixture(scope="session")
+def whole(store, tmp_path_factory):
+    """A function to the run of a kind that was never struck."""
+    runs = {}
+
+    def find(kind: str) -> Run:
+        if kind not in runs:
+            runs[kind] = Run(store, tmp_path_factory.mktemp(kind), KINDS[kind])
+            ended = runs[kind].finish()
+            assert ended.code == 0, ended.output
+        return runs[kind]
+
+    return find
+
+
+def assert_alike(run: Run, other: Run) -> None:
+    """Both saw the same, learned the same, and left the same."""
+    assert run.steps() == other.steps()
+    assert list(run.steps()) == list(range(1, len(other.steps()) + 1)) or FULL
+    assert run.curve() == other.curve()
+    a, b = (read_folder(each.run_dir / "model").state for each in (run, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert run.litter() == []
+
+
+def assert_goes_on(run: Run, other: Run) -> None:
+    """Once more, to the end."""
+    ended = run.finish()
+    assert ended.code == 0, ended.output
+    assert_alike(run, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_at_random_goes_on_bit_by_bit(kind, store, whole, tmp_path, record_property):
+    rng = random.Random(kind)
+    reference, hits, inside, wanted = whole(kind), 0, 0, examples(2, 25)
+    last = len(reference.steps())
+    for number in range(wanted * 3):
+        if hits >= wanted:
+            break
+        run = Run(store, tmp_path / str(number), KINDS[kind])
+        found = strike_at_random(run, kills=2, last_step=last, rng=rng)
+        hits, inside = hits + found[0], inside + found[1]
+        assert_goes_on(run, reference)
+    assert hits >= wanted
+    record_property("kills", hits)
+    record_property("inside a save", inside)
+    print(f"{kind}: {hits} kills, {inside} of them in a save")
+
+
+def test_a_save_may_be_killed_at_any_of_its_file_operations(store, whole, tmp_path):
+    reference, event, killed = whole("plain"), 0, 0
+    step = examples(13, 1)
+    while True:
+        event += step
+        run = Run(store, tmp_path / str(event), KINDS["plain"])
+        process = run.start(save=4, event=event)  # two checkpoints are there, and one has to go
+        if run.finish(process).code == 0:
+            break
+        killed += 1
+        assert run.died_inside_a_save()
+        found = latest_checkpoint(run.run_dir / "checkpoints")
+        assert found is not None
+        assert found.name in ("step_00000006", "step_00000008")
+        assert_goes_on(run, reference)
+    assert killed >= 3
+    print(f"killed at {killed} of {event} file operations")
+
+
+def test_a_save_may_be_killed_in_the_middle_of_a_write(store, whole, tmp_path):
+    reference, rng = whole("plain"), random.Random(0)
+    sizes = [
+        path.stat().st_size
+        for path in (reference.run_dir / "checkpoints" / "step_00000012").rglob("*")
+    ]
+    for number in range(examples(2, 20)):
+        run = Run(store, tmp_path / str(number), KINDS["plain"])
+        ended = run.finish(run.start(save=3, bytes=rng.randrange(1, max(sizes))))
+        assert ended.code < 0, ended.output
+        assert run.died_inside_a_save()
+        assert latest_checkpoint(run.run_dir / "checkpoints").name == "step_00000004"
+        assert_goes_on(run, reference)
+
+
+def test_a_budget_of_time_repeats_what_its_clock_had_said(store, tmp_path):
+    rng = random.Random(0)
+    for number in range(examples(1, 10)):
+        run = Run(store, tmp_path / str(number), "--budget 4s")
+        hits, _ = strike_at_random(run, kills=2, last_step=30, rng=rng)
+        assert hits
+        ended = run.finish()
+        assert ended.code == 0, ended.output
+        steps = run.steps()  # those taken twice were the same twice
+        assert list(steps) == list(range(1, len(steps) + 1))
+        assert len(run.lines()) > len(steps)
+        assert not (run.run_dir / "clock.txt").exists()
+        assert run.litter() == []
