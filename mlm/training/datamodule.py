@@ -206,6 +206,11 @@ class TimedLoader(DataLoader[Batch]):
                 batch = next(batches)
             except StopIteration:
                 return
+            except RuntimeError:
+                # One that hangs would also make this process hang, which joins them as it ends.
+                for worker in getattr(batches, "_workers", []):
+                    worker.kill()
+                raise
             self.waited += time.perf_counter() - asked
             yield batch
 
@@ -243,7 +248,8 @@ class StreamDataModule(LightningDataModule):
             {
                 "prefetch_factor": 4,
                 "persistent_workers": True,
-                "timeout": self.stall_timeout,
+                # Sooner than the whole process gives up, which it does with less grace.
+                "timeout": 0.8 * self.stall_timeout,
                 "worker_init_fn": die_with_parent,
             }
             if workers

@@ -184,8 +184,13 @@ def explain(error: Exception) -> Exception | None:
         )
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or _DISK_FULL.search(text):
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        return UserError(f"{where}the disk is full; free some space and {_GO_ON}")
+        named = isinstance(error, OSError) and error.filename
+        return UserError(
+            f"{error.filename}: the disk is full; free some space and {_GO_ON}"
+            if named
+            else "the disk is full, or else /dev/shm, which loader processes need; free some space "
+            f"and {_GO_ON}"
+        )
     if match := _WORKER_GONE.search(text):
         return RunError(
             f"{match[0]}; it was probably killed for memory (see --data.num_workers, and the size "

@@ -1,10 +1,10 @@
-"""Several processes wait for each other; one that is gone must not keep the others for ever."""
+"""Processes wait for each other; one that is gone must not keep the others for ever."""
 
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
-import signal
 import sys
 import time
 from threading import Event, Thread
@@ -18,8 +18,8 @@ from mlm.console import say
 class EndStalled(Callback):
     """Ends this process when nothing has moved for ``seconds``, with the stack of where it waited.
 
-    Only where there are several: a lone process waits for nobody. Watching begins with the first
-    finished step, which may have had to compile.
+    Only where there are several, ranks or loaders: a lone process waits for nobody. Watching begins
+    with the first finished step, which may have had to compile.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -38,7 +38,9 @@ class EndStalled(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Begin to watch, or go on."""
         self._moved = time.monotonic()
-        if self._thread is None and trainer.world_size > 1:
+        loader = trainer.train_dataloader
+        several = trainer.world_size > 1 or getattr(loader, "num_workers", 0) > 0
+        if self._thread is None and several:
             self._trainer = trainer
             self._thread = Thread(target=self._watch, name="end-stalled", daemon=True)
             self._thread.start()
@@ -60,11 +62,11 @@ class EndStalled(Callback):
         assert self._trainer is not None
         say(
             f"rank {self._trainer.global_rank}: nothing has moved for {self.seconds:g} s "
-            "(--stall_timeout); another process of this run is gone or hangs. Go on with "
-            "--resume auto. This is where it waited:"
+            "(--stall_timeout); another rank, or a loader process, is gone or hangs. Go on "
+            "with --resume auto. This is where it waited:"
         )
         faulthandler.dump_traceback(sys.stderr)
         launcher = self._trainer.strategy.launcher
-        for process in getattr(launcher, "procs", []):  # a frozen one hears nothing else
-            process.send_signal(signal.SIGKILL)
+        for process in [*getattr(launcher, "procs", []), *multiprocessing.active_children()]:
+            process.kill()  # a frozen one hears nothing else
         os._exit(1)

@@ -11,7 +11,9 @@ import os
 import resource
 import signal
 import sys
+import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from mlm.training.checkpoint_io import FolderCheckpointIO
 from mlm.training.module import PretrainingModule
 
 
-def run(argv: list[str], trace: Path, output: Path, fault: dict[str, int]) -> None:
+def run(argv: list[str], trace: Path, output: Path, fault: dict[str, float]) -> None:
     """`mlm argv` in this process, with its output in a file; ends with its exit code."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -83,47 +85,110 @@ def write_down(trace: Path) -> None:
     FolderCheckpointIO.save_checkpoint = saved
 
 
-def strike(fault: dict[str, int]) -> None:
-    """Have this process killed in its ``save``-th save, if that is wanted.
+MOMENTS: dict[str, tuple[type, str]] = {
+    "training": (PretrainingModule, "training_step"),
+    "validation": (PretrainingModule, "validation_step"),
+    "save": (FolderCheckpointIO, "save_checkpoint"),
+}
 
-    ``event``: at that file operation of it; ``bytes``: when a file grows beyond.
+
+def strike(fault: dict[str, float]) -> None:
+    """Have ``fault`` happen: a moment and how many times it comes before, and an action.
+
+    Without a moment it happens at once.
     """
-    if not fault:
-        return
-    state = {"saves": 0, "events": 0, "inside": False}
+    fault = dict(fault)
+    found = [(name, fault.pop(name)) for name in MOMENTS if name in fault]
+    for name, value in fault.items():
+        action = ACTIONS[name]
+        if not found:
+            action(value)
+        for moment, number in found:
+            at(moment, int(number), lambda action=action, value=value: action(value))
 
-    def count(event: str = "") -> None:
-        if state["inside"] and "event" in fault:
-            state["events"] += 1
-            if state["events"] == fault["event"]:
-                os.kill(os.getpid(), signal.SIGKILL)
+
+def at(moment: str, number: int, action: Callable[[], None]) -> None:
+    """Have ``action`` done at the beginning of the ``number``-th such moment."""
+    owner, name = MOMENTS[moment]
+    method, calls = getattr(owner, name), []
+
+    def struck(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return method(*args, **kwargs)
+
+    setattr(owner, name, struck)
+
+
+def kill_at_event(number: float) -> None:
+    """Killed at that file operation from now on."""
+    events = []
+
+    def count() -> None:
+        events.append(1)
+        if len(events) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     watched = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
         if event in watched or writes:
-            count(event)
+            count()
 
-    sys.addaudithook(audit)
     fsync = os.fsync
 
     def synced(descriptor: int) -> None:
-        count("before")
+        count()
         fsync(descriptor)
-        count("after")
+        count()
 
+    sys.addaudithook(audit)
     os.fsync = synced
-    save = FolderCheckpointIO.save_checkpoint
 
-    def struck(*args, **kwargs):
-        state["saves"] += 1
-        state["inside"] = state["saves"] == fault["save"]
-        if state["inside"] and "bytes" in fault:
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], hard))
-        save(*args, **kwargs)
-        state["inside"] = False
 
-    FolderCheckpointIO.save_checkpoint = struck
+def kill_in_write(size: float) -> None:
+    """Killed by the system when a file grows beyond ``size`` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), hard))
+
+
+def sleep_in_steps(seconds: float) -> None:
+    """Every micro-batch takes longer."""
+    step = PretrainingModule.training_step
+
+    def slow(*args, **kwargs):
+        found = step(*args, **kwargs)
+        time.sleep(seconds)
+        return found
+
+    PretrainingModule.training_step = slow
+
+
+def jump_clock(seconds: float) -> None:
+    """The wall clock jumps to and fro, as it may when it is set."""
+    wall, calls = time.time, []
+
+    def jumping() -> float:
+        calls.append(1)
+        return wall() + (seconds if len(calls) % 2 else -seconds)
+
+    time.time = jumping
+
+
+def strike_workers(number: float) -> None:
+    """A signal to the loader's processes."""
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, int(number))
+
+
+ACTIONS: dict[str, Callable[[float], None]] = {
+    "event": kill_at_event,
+    "bytes": kill_in_write,
+    "signal": lambda number: os.kill(os.getpid(), int(number)),
+    "sleep": sleep_in_steps,
+    "workers": strike_workers,
+    "jumping_clock": jump_clock,
+}

@@ -61,8 +61,8 @@ class Run:
         line = f"pretrain --store {store} --run_dir {self.run_dir} --resume auto {MODEL} {RUN}"
         self.argv = f"{line} {words}".split()
 
-    def start(self, **fault: int) -> BaseProcess:
-        """A process that trains until it ends or is struck."""
+    def start(self, **fault: float) -> BaseProcess:
+        """A process that trains until it ends or is struck; see `child.strike`."""
         self.output.write_text("")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["child", "mlm.training.pretraining"])
