@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from sweep import FULL, examples
 
 import mlm.arguments
+import mlm.training.datamodule
+import tasks.options
 from mlm import cli
 from mlm.arguments import CommandParser
 from mlm.config_files import shipped_configs
+from mlm.data.prepare import PrepareOptions, prepare
+from mlm.errors import UserError
 
 NEEDED = {
     "pretrain": "--store s --run_dir r",
@@ -236,3 +240,22 @@ def test_aliases_that_explode_tags_that_do_not_fit_and_deep_nests(attempt, capsy
     assert (problem or "") in "".join(lines)
     assert sum(map(len, lines)) < 400
     assert code == (2 if problem else 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tasks.options.DataOptions(num_workers=2**31),
+        lambda: mlm.training.datamodule.DataOptions(num_workers=2**31),
+        lambda: prepare(PrepareOptions(["x"], "y", num_processes=2**31)),
+    ],
+)
+def test_processes_without_end_are_refused_before_one_is_started(make):
+    with pytest.raises(UserError, match=r"must lie between . and 1024"):
+        make()
+
+
+@pytest.mark.parametrize("more", [{"batch_size": 2**31}, {"length_pool": 10**30}])
+def test_batches_that_take_for_ever_to_order_are_refused(more):
+    with pytest.raises(UserError, match=r"data\.batch_size: .* are ordered at once"):
+        tasks.options.DataOptions(**more)

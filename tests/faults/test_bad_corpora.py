@@ -6,7 +6,10 @@ import io
 import json
 import lzma
 import os
+import random
 import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -206,7 +209,7 @@ def damaged(draw, content):
 @settings(
     deadline=None,
     derandomize=not FULL,
-    max_examples=examples(120, 1500),
+    max_examples=examples(100, 1500),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
@@ -265,3 +268,55 @@ def test_options_that_cannot_be(prepare, option, value, problem):
         code, line = prepare("a.txt", TEXT, "--tokenizer_kind", kind, option, value)
         assert code == 2
         assert problem in line
+
+
+# --- large ones ---
+
+MEASURED = """
+import json, resource, sys
+from mlm.cli import main
+code = main(["prepare", *sys.argv[1:]])
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([code, used.ru_utime, used.ru_maxrss / 1024]))
+"""
+END = b"\n\nand a few\n\nother documents\n"
+LARGE = {
+    "a line with spaces": (".txt", lambda n: b"word and " * (11 * n) + END),
+    "a line without spaces": (".txt", lambda n: b"word" * (25 * n) + END),
+    "a line of damaged UTF-8": (".txt", lambda n: b"\xf0\x9f\x98" * (10 * n) + END),
+    "one word": (".txt", lambda n: bytes(random.Random(0).choices(b"etaoinshr", k=10 * n)) + END),
+    "empty documents": (".txt", lambda n: b" \n\n" * (10 * n) + END),
+    "empty rows": (".jsonl", lambda n: b'{"text": ""}\n' * (10 * n) + b'{"text": "a b c"}\n'),
+    "a long row": (".jsonl", lambda n: b'{"text": "' + b"word and " * (11 * n) + b'"}\n'),
+    "an open quote": (".csv", lambda n: b'text\n"' + b"a cell\n" * (10 * n)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LARGE)
+def test_time_follows_the_size_and_memory_hardly_does(tmp_path, kind):
+    """A hundred megabytes, or a million documents, beside a quarter of it."""
+    ending, make = LARGE[kind]
+    path = tmp_path / f"large{ending}"
+    seconds, megabytes = [], []
+    for thousands in (25, 100):
+        path.write_bytes(make(1000 * thousands))
+        words = [
+            "--corpus",
+            path,
+            "--output",
+            tmp_path / f"store{thousands}",
+            "--vocab_size",
+            "300",
+        ]
+        words += ["--num_processes", "1", "--invalid_utf8", "replace"]
+        child = [sys.executable, "-c", MEASURED, *map(str, words)]
+        ran = subprocess.run(child, capture_output=True, text=True, check=True)
+        code, used, peak = json.loads(ran.stdout.splitlines()[-1])
+        assert code == (2 if kind == "an open quote" else 0), ran.stderr
+        seconds.append(used)
+        megabytes.append(peak)
+    assert seconds[1] < 4 * 3 * max(seconds[0], 1)
+    # A row of a table is held whole, as bytes, as text and as a document; a line of text is not.
+    held = path.stat().st_size / 2**20 if kind in ("a long row", "an open quote") else 0
+    assert megabytes[1] - megabytes[0] < 250 + 10 * held

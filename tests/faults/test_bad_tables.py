@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from small_models import save_masked_lm, small_config, tokenizer
 from sweep import FULL, examples
 
+import mlm.arguments
 import tasks.finetuning
+from mlm.arguments import CommandParser
 from mlm.cli import main
 from tasks.base import Rows, find_task
+from tasks.commands import finetune
 from tasks.folders import save_task_folder
 from tasks.heads import TaskModel
 from tasks.options import TaskSettings
@@ -48,7 +51,7 @@ def as_csv(rows, **dialect):
 
 
 @pytest.fixture
-def attempt(folders, tmp_path, capsys, monkeypatch):
+def attempt(folders, tmp_path, capsys):
     """A command on tables, held to its promise: (exit code, standard output, its lines)."""
 
     def attempt(command, task, name, content, other=b"", *options):
@@ -196,7 +199,7 @@ sweep = settings(
 )
 
 
-@settings(sweep, max_examples=examples(150, 1200))
+@settings(sweep, max_examples=examples(120, 1200))
 @given(
     table(),
     st.sampled_from(["embed", "predict", "evaluate"]),
@@ -206,10 +209,19 @@ def test_tables_to_answer(attempt, file, command, task):
     attempt(command, task, *file)
 
 
-@settings(sweep, max_examples=examples(100, 1000))
+@pytest.fixture
+def nothing_is_trained(monkeypatch):
+    """`mlm finetune` does all that it does before training, with a parser that is built once."""
+    parser = CommandParser("finetune", "")
+    finetune.add_arguments(parser)
+    monkeypatch.setattr(mlm.arguments, "CommandParser", lambda *_: parser)
+    monkeypatch.setattr(finetune, "add_arguments", lambda parser: None)
+    monkeypatch.setattr(tasks.finetuning, "run_seed", lambda *_: {})
+
+
+@settings(sweep, max_examples=examples(80, 1000))
 @given(table(), rows(), st.sampled_from(["text_classification", "regression"]))
-def test_tables_to_learn_from(attempt, monkeypatch, file, other, task):
-    monkeypatch.setattr(tasks.finetuning, "run_seed", lambda *_: {})  # all but the training
+def test_tables_to_learn_from(attempt, nothing_is_trained, file, other, task):
     attempt("finetune", task, *file, as_csv(other))
 
 
