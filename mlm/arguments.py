@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
 
-from mlm.config_files import Setting, did_you_mean, find_config, read_config, to_yaml
+from mlm.config_files import Setting, did_you_mean, find_config, read_config, shortened, to_yaml
 from mlm.errors import UserError
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -72,21 +72,25 @@ class CommandParser(jsonargparse.ArgumentParser):
         limited = any(key == k or key.startswith(f"{k}.") for key in typed for k in self.limits)
         for key in typed.union(self.limits if limited else ()):
             self._from_config.pop(key, None)
-        if self._from_config:
-            text = to_yaml({key: setting.value for key, setting in self._from_config.items()})
-            words = [f"--config={text}", *words]
         try:
+            if self._from_config:
+                text = to_yaml({key: setting.value for key, setting in self._from_config.items()})
+                words = [f"--config={text}", *words]
             args = self.parse_args(words)
         except OverflowError as error:
             culprit = re.search(r"([\w.]+)[:= ]+[-+]?\d{300}", " ".join(words))
             problem = "this number is too large"
             raise UserError(self._located(culprit[1], problem) if culprit else problem) from error
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise UserError("the values are nested too deeply") from error
+        except ValueError as error:
             self.error(str(error))
         args.pop("config", None)
         for key, value in _flat(settings(args)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(self._located(key, f"expected a finite number, got {value}"))
+            if isinstance(value, str) and "\0" in value:
+                raise UserError(self._located(key, "a zero byte stands in no text and no path"))
         return args
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -147,8 +151,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         value = given or re.search(r"Got value: (.*)", message, re.DOTALL)
         if hints and hints[0] is not None and value and "Expected" in message:
             got = value[1].strip()
-            got = repr(got if len(got) <= 60 else f"{got[:60]}…")
-            return self._located(key, f"expected {describe_type(hints[0])}, got {got}")
+            expected = describe_type(hints[0])
+            return self._located(key, f"expected {expected}, got {shortened(got)!r}")
         return self._located(key, _one_line(message.rpartition(f'Parser key "{key}":')[2]))
 
     def _explain_unrecognized(self, word: str) -> str:

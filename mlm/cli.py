@@ -42,8 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("a Hugging Face model to a model folder", "mlm.commands.import_"),
 }
 
-# What the machine refuses is for the caller to mend, and a traceback would not help.
+# What the machine refuses is for the caller to mend, and a traceback would not help: rights, room,
+# and paths that cannot be.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_REFUSED |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 def usage() -> str:

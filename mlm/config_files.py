@@ -10,12 +10,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mlm.errors import UserError
+
+# Characters that the aliases of a file may stand for beyond a few times its own length.
+_ALIAS_ROOM = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,17 @@ def read_config(path: Path, known: Collection[str]) -> dict[str, Setting]:
             under ``data`` is short for it.
 
     Raises:
-        UserError: not YAML, not a mapping, a key twice or a key that is not known.
+        UserError: not YAML, not a mapping, a key twice, a key that is not known, or aliases that
+            explode.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=_Loader)
         settings: dict[str, Setting] = {}
         # An empty file, or one of comments only, changes nothing.
         if root is not None:
+            if _written_out(root, {}) > 4 * len(text) + _ALIAS_ROOM:
+                raise UserError(f"{path}: its aliases (*) have no end, or stand for too much")
             _flatten(root, "", path, known, settings)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a YAML file (byte {error.start} is not UTF-8)") from error
@@ -120,6 +128,20 @@ def read_config(path: Path, known: Collection[str]) -> dict[str, Setting]:
     return settings
 
 
+def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Characters under ``node`` with each alias written out, roughly; a cycle is beyond any file.
+
+    Nine lists that each hold the one before nine times are 300 bytes, and a billion values.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = 1 << 62  # what holds itself meets this
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = chain.from_iterable(inner) if isinstance(node, yaml.MappingNode) else inner
+        own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        sizes[id(node)] = 1 + own + sum(_written_out(child, sizes) for child in pairs)
+    return sizes[id(node)]
+
+
 def _flatten(
     node: yaml.Node, key: str, path: Path, known: Collection[str], into: dict[str, Setting]
 ) -> None:
@@ -131,24 +153,25 @@ def _flatten(
             raise UserError(f"{where}: {key}: no such setting{did_you_mean(key, known)}")
         if key in into:
             raise UserError(f"{where}: {key} is set twice (before in {into[key].where})")
-        try:
-            into[key] = Setting(_construct(node), where)
-        except (yaml.YAMLError, ValueError) as error:
-            problem = getattr(error, "problem", None) or " ".join(str(error).split())
-            raise UserError(f"{where}: {key}: {problem}") from error
+        into[key] = Setting(_construct(node, f"{where}: {key}"), where)
         return
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
             _flatten(value_node, prefix + name, path, known, into)
         return
-    value = _construct(node)
+    value = _construct(node, f"{where}: {key}")
     if isinstance(value, str) and f"{prefix}path" in known and key:
         into[f"{prefix}path"] = Setting(value, where)
     elif value is not None:
         what = f"{key}: expected settings such as" if key else "expected settings such as"
         example = min(k for k in known if k.startswith(prefix))
-        raise UserError(f"{where}: {what} `{example}`, got {value!r}")
+        raise UserError(f"{where}: {what} `{example}`, got {shortened(repr(value))}")
+
+
+def shortened(text: str) -> str:
+    """``text``, or its beginning, as a message quotes it."""
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -197,5 +220,11 @@ _Dumper.add_representer(
 )
 
 
-def _construct(node: yaml.Node) -> Any:
-    return _Loader("").construct_document(node)
+def _construct(node: yaml.Node, where: str) -> Any:
+    try:
+        return _Loader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{where}: {problem}") from error
+    except (KeyError, AttributeError, TypeError) as error:  # PyYAML looks up what is not there
+        raise UserError(f"{where}: a value does not fit its tag, as in !!bool maybe") from error

@@ -10,6 +10,9 @@ from mlm.errors import UserError
 if TYPE_CHECKING:
     import jsonargparse
 
+# An order of so many is made in half a minute; no GPU takes a batch that needs more.
+_MOST_IN_A_POOL = 1 << 22
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -37,8 +40,13 @@ class DataOptions:
         for name in ("batch_size", "length_pool"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
-        if self.num_workers < 0:
-            raise UserError(f"data.num_workers: {self.num_workers} must not be negative")
+        if self.batch_size * self.length_pool > _MOST_IN_A_POOL:
+            raise UserError(
+                f"data.batch_size: {self.batch_size} examples times data.length_pool "
+                f"{self.length_pool} are ordered at once; choose less than {_MOST_IN_A_POOL}"
+            )
+        if not 0 <= self.num_workers <= 1024:  # each is a process
+            raise UserError(f"data.num_workers: {self.num_workers} must lie between 0 and 1024")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[str, ...]:
     What a folder holds of other kinds, or hides behind a dot, is passed over.
 
     Raises:
-        UserError: a path that is missing or of an unknown kind, or a folder without any file.
+        UserError: a path that is missing, no file or of an unknown kind, or a folder without any.
     """
     sources: list[str] = []
     for name in map(str, paths):
@@ -85,7 +85,7 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[str, ...]:
         if name.startswith("hub:"):
             sources.append(name)
         elif path.is_dir():
-            found = _walk(path)
+            found = _walk(path, set())
             if not found:
                 raise UserError(f"{name}: no corpus file in this folder; {_KNOWN_KINDS}")
             sources += map(str, found)
@@ -97,16 +97,21 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[str, ...]:
             sources.append(name)
     if not sources:
         raise UserError(f"corpus: names no file; {_KNOWN_KINDS}")
+    for source in sources:
+        if not source.startswith("hub:") and not Path(source).is_file():
+            raise UserError(f"{source}: is no file; a broken link, or a pipe?")
     return tuple(sources)
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, above: set[Path]) -> list[Path]:
+    """The corpus files under ``folder``; a link to a folder ``above`` it leads nowhere new."""
+    above = {*above, folder.resolve()}
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            found += _walk(entry)
+            found += [] if entry.resolve() in above else _walk(entry, above)
         elif _kind(entry) in READERS:
             found.append(entry)
     return found

@@ -115,8 +115,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
 def _check(options: PrepareOptions) -> None:
     if not 0 < options.validation_share <= 0.5:
         raise UserError(f"validation_share: {options.validation_share} is not in (0, 0.5]")
-    if options.num_processes is not None and options.num_processes < 1:
-        raise UserError(f"num_processes: {options.num_processes} is not at least 1")
+    if options.num_processes is not None and not 1 <= options.num_processes <= 1024:
+        raise UserError(f"num_processes: {options.num_processes} must lie between 1 and 1024")
     if not -(2**63) <= options.seed < 2**63:
         raise UserError(f"seed: {options.seed} does not fit in 64 bits")
     if options.add_tokens is not None and options.tokenizer is None:

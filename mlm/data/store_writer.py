@@ -136,5 +136,5 @@ def new_store(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             if file.is_file()
         }
         manifest["sha256"] = manifest_hash(manifest)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        text = json.dumps(manifest, indent=2)  # a file's name need not be UTF-8
         (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")

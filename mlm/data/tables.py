@@ -126,6 +126,7 @@ def _read_parquet(path: Path) -> pa.Table:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: {_invalid_text(table) or _first_line(error)}") from None
+    _refuse_repeated(table.column_names, path)
     return table
 
 

@@ -61,6 +61,8 @@ _PIECES = pre_tokenizers.Sequence(
 # WordPiece learns the most frequent characters that make up this share of the text; the rest,
 # some thousand foreign letters in an encyclopedia, would cost more rows than they are worth.
 _CHARACTER_COVERAGE = 0.99999
+# The trainers reserve memory for all tokens asked for before they see how many there are.
+_MOST_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ def train_tokenizer(
         strip_accents: drop accents and other combining marks.
 
     Raises:
-        UserError: an unknown ``kind``, or a ``vocab_size`` too small for it.
+        UserError: an unknown ``kind``, or a ``vocab_size`` too small for it or beyond reason.
     """
     learn = look_up(KINDS, kind, "tokenizer kind")
     least = len(ROLES) + (20 if kind == "wordpiece" else 256)
     if vocab_size < least:
         raise UserError(f"vocab_size: {vocab_size} is too small; {kind} needs {least} or more")
+    if vocab_size > _MOST_TOKENS:
+        raise UserError(f"vocab_size: {vocab_size} is too large; {_MOST_TOKENS} is the most")
     steps: list[Any] = []
     if strip_accents:  # decompose, drop the marks, and compose again what else came apart
         steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]

@@ -59,8 +59,8 @@ class DataOptions:
         for name in ("batch_size", "validation_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
-        if self.num_workers < 0:
-            raise UserError(f"data.num_workers: {self.num_workers} must not be negative")
+        if not 0 <= self.num_workers <= 1024:  # each is a process
+            raise UserError(f"data.num_workers: {self.num_workers} must lie between 0 and 1024")
 
 
 @dataclass(frozen=True)
