@@ -331,3 +331,14 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     parts = json.loads(tokenizer.to_str(), parse_float=lambda text: f"{float(text):.6g}")
     kept = {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def frame_hash(tokenizer: Tokenizer) -> str:
+    """A sha256 of what `tokenizer_hash` leaves out and a model's numbers depend on all the same.
+
+    That is which ids have a role, and what is put around a text and a pair. Taken from what the
+    tokenizer does, so it does not matter how the file says so.
+    """
+    encoded = [tokenizer.encode("a"), tokenizer.encode("a", "a")]
+    frames = [(encoding.ids, encoding.type_ids) for encoding in encoded]
+    return hashlib.sha256(repr((special_ids(tokenizer).ids, frames)).encode()).hexdigest()
