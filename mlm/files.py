@@ -17,6 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def stays_inside(name: str) -> bool:
+    """Whether ``name``, as a manifest has it, is that of something below the manifest's folder.
+
+    >>> [stays_inside(name) for name in ("train/a.arrow", "../a", "train/../../a", "/a", "")]
+    [True, False, False, False, False]
+    """
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A path to write to; it becomes ``path`` when the block ends well, and is gone when not.
