@@ -137,7 +137,7 @@ def _flatten(
             problem = getattr(error, "problem", None) or " ".join(str(error).split())
             raise UserError(f"{where}: {key}: {problem}") from error
         return
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
         for key_node, value_node in node.value:
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
             _flatten(value_node, prefix + name, path, known, into)
