@@ -64,9 +64,9 @@ def save_masked_lm(directory, config: EncoderConfig, **more: object) -> dict[str
     return state
 
 
-def save_classifier(directory) -> None:
+def save_classifier(directory, **changes: object) -> None:
     """Save a random classifier of two labels, as `mlm finetune` does."""
-    config = small_config("bert")
+    config = small_config("bert", **changes)
     generator = torch.Generator().manual_seed(0)
     state = {
         "head.dense.weight": torch.randn(32, 32, generator=generator),

@@ -202,9 +202,13 @@ def test_what_people_edit_in_a_config_is_theirs(saved, tmp_path):
     edit_json(folder / "config.json", edit)
     after = Predictor.from_pretrained(folder)(["a text"])[0]
     assert {before["label"], after["label"]} in ({"no", "bad"}, {"yes", "good"})
-    edit_json(folder / "config.json", lambda values: values["mlm"].update(pooling="mean"))
-    if json.loads((folder / "config.json").read_text())["model_type"] == "mlm":
-        assert "does not belong" in refusal(read_folder, folder)
+
+
+def test_the_pooling_of_a_head_belongs_to_its_weights(tmp_path):
+    save_classifier(tmp_path / "model", position="sinusoidal")  # in our own layout
+    assert Predictor.from_pretrained(tmp_path / "model")(["a text"])
+    edit_json(tmp_path / "model" / "config.json", lambda v: v["mlm"].update(pooling="mean"))
+    assert "does not belong to these weights" in refusal(read_folder, tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,22 @@ import io
 import json
 import pickle
 import shutil
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
-from planted import SMALL, Bomb, io_of, newest, refusal, seal
+from planted import SMALL, Bomb, io_of, newest, refusal, seal, seal_store
 from safetensors.torch import load_file
 
 import mlm
 import tasks
 from mlm.checkpoint import read_folder
 from mlm.cli import main
+from mlm.data.store import TokenStore
 from mlm.inference import Embedder, FillMask
 
 
@@ -135,6 +138,44 @@ def test_a_lightning_checkpoint_is_no_model_and_no_place_to_resume_from(
     assert main(words.split()) == 2
     assert "hpc_ckpt_1.ckpt: no readable manifest.json" in capsys.readouterr().err
     assert not loads
+
+
+def arrow(field: pa.Field, column: pa.Array) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema([field])) as writer:
+        writer.write_batch(pa.record_batch([column], schema=pa.schema([field])))
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("lie", ["name", "kind", "length", "offsets", "backwards", "no arrow"])
+def test_arrow_files_that_hold_no_token_ids(store, lie):
+    """Not even where the manifest is right; none is read beyond its buffers."""
+    ids = pa.array(range(1234), pa.uint16())
+    lists = pa.ListArray.from_arrays(pa.array([0, 999, 1234], pa.int32()), ids)
+    name, column = {"name": ("x", lists), "kind": ("input_ids", ids)}.get(lie, ("input_ids", lists))
+    content = arrow(pa.field(name, column.type), column)
+    lies = {"length": (0, 999, 2**30), "offsets": (-5, 999, 1234), "backwards": (1234, 999, 0)}
+    if lie in lies:
+        ends = struct.pack("<iii", 0, 999, 1234)
+        assert content.count(ends) == 1
+        content = content.replace(ends, struct.pack("<iii", *lies[lie]))
+    file = store / "train" / "data-00000-of-00001.arrow"
+    file.write_bytes(b"PK" + content if lie == "no arrow" else content)
+    seal_store(store)
+    assert f"{file}: no token ids" in refusal(TokenStore.open(store).split, "train")
+
+
+def test_a_pickle_in_an_arrow_schema(store, marker, loads):
+    """What pyarrow once called an extension type, and loaded."""
+    payload = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Bomb(marker)),
+    }
+    lists = pa.ListArray.from_arrays(pa.array([0, 3], pa.int32()), pa.array([1, 2, 3], pa.uint16()))
+    file = store / "train" / "data-00000-of-00001.arrow"
+    file.write_bytes(arrow(pa.field("input_ids", lists.type, metadata=payload), lists))
+    seal_store(store)
+    assert TokenStore.open(store).split("train").tokens(0, 3).tolist() == [1, 2, 3]
 
 
 def test_what_a_run_saves_is_tensors_and_plain_values(run_dir, monkeypatch):
