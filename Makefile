@@ -8,14 +8,15 @@ PIP_ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint ci clean
+.PHONY: help venv demo test test-slow lint audit ci clean
 
 help:
 	@echo 'make demo       the whole path in under five minutes: pretrain, fine-tune, try it'
 	@echo 'make test       every test that takes seconds'
 	@echo 'make test-slow  those that take minutes'
 	@echo 'make lint       ruff and mypy'
-	@echo 'make ci         lint, test and test-slow'
+	@echo 'make audit      known vulnerabilities (pip-audit, where installed) and secrets'
+	@echo 'make ci         lint, audit, test and test-slow'
 	@echo 'make venv       only the environment, in .venv'
 	@echo 'make clean      remove caches and builds'
 
@@ -43,7 +44,10 @@ lint: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-ci: lint test test-slow
+audit: venv
+	$(BIN)/python .ci/audit
+
+ci: lint audit test test-slow
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

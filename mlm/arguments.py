@@ -72,6 +72,10 @@ class CommandParser(jsonargparse.ArgumentParser):
         limited = any(key == k or key.startswith(f"{k}.") for key in typed for k in self.limits)
         for key in typed.union(self.limits if limited else ()):
             self._from_config.pop(key, None)
+        lists = {action.dest for action in self._actions if action.nargs == "+"}
+        for key in lists & self._from_config.keys():
+            if isinstance(self._from_config[key].value, dict):
+                raise UserError(self._located(key, "expected a list, got named values"))
         try:
             if self._from_config:
                 text = to_yaml({key: setting.value for key, setting in self._from_config.items()})

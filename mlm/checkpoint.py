@@ -9,18 +9,25 @@ imports nothing that it names. What others saved is read too, see weights.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from mlm.console import say
-from mlm.data.tokenizer import load_tokenizer, save_tokenizer, special_ids, tokenizer_hash
+from mlm.data.tokenizer import (
+    frame_hash,
+    load_tokenizer,
+    save_tokenizer,
+    special_ids,
+    tokenizer_hash,
+)
 from mlm.errors import UserError, look_up
 from mlm.files import atomic_folder
 from mlm.hub import model_directory
@@ -41,9 +48,20 @@ from mlm.huggingface import (
 from mlm.model.config import EncoderConfig
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
-from mlm.weights import SHA256, check_tensors, digest, expected_tensors, read_json, read_weights
+from mlm.weights import (
+    SHA256,
+    check_finite,
+    check_tensors,
+    digest,
+    expected_tensors,
+    read_json,
+    read_weights,
+)
 
+# What the weights say of the files beside them, among their metadata.
 _TOKENIZER = "mlm_tokenizer_sha256"
+_FRAME = "mlm_frame_sha256"
+_CONFIG = "mlm_config_sha256"
 _ONE_OF_SEVERAL = "single_label_classification"
 
 # head: what the Hub calls the task
@@ -128,15 +146,18 @@ def save_folder(
         values["problem_type"] = info.get("problem_type", _ONE_OF_SEVERAL)
     values["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     values["mlm"] = dict(info)
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    said = _read_config(json.loads(text))  # which leaves out what the class has no key for
     metadata = {
         "format": "pt",
         SHA256: digest(tensors),
         _TOKENIZER: tokenizer_hash(tokenizer),
+        _FRAME: frame_hash(tokenizer),
+        _CONFIG: _config_hash(said),
     }
     with atomic_folder(directory) as draft:
         save_file(tensors, draft / "model.safetensors", metadata)
         save_tokenizer(tokenizer, draft, config.max_position_embeddings, config.type_vocab_size > 1)
-        text = json.dumps(values, indent=2, ensure_ascii=False)
         (draft / "config.json").write_text(text + "\n", encoding="utf-8")
         (draft / "README.md").write_text(_card(card, head, native.name), encoding="utf-8")
 
@@ -152,41 +173,68 @@ def read_folder(directory: str | Path) -> ModelFolder:
     """
     directory = model_directory(directory)
     _refuse_what_is_no_model(directory)
-    path = directory / "config.json"
-    values = read_json(path)
-    info = values.get("mlm", {})
-    if not isinstance(info, dict):
-        raise UserError(f"{path}: mlm: is not an object with named values")
+    values = read_json(directory / "config.json")
     tokenizer = load_tokenizer(directory)
-    family = None
+    path, tensors, metadata = read_weights(directory)
     try:
-        if values.get("model_type") == "mlm":
-            config, head, labels = _read_own(values)
-        else:
-            family = look_up(FAMILIES, str(values.get("model_type")), "model_type")
-            config, head, labels, pooling = read_config(values, family)
-            info = info | ({"pooling": pooling} if pooling else {})
-            if values.get("problem_type") not in (None, _ONE_OF_SEVERAL):
-                info |= {"problem_type": values["problem_type"]}
-        expected = expected_tensors(config, head, labels, family is not None)
+        said = _read_config(values)
+        if said.config.num_hidden_layers > len(tensors):  # or building them might never end
+            raise UserError(f"num_hidden_layers: more than {path.name} has tensors")
+        expected = expected_tensors(said.config, said.head, said.labels, said.family is not None)
+        if metadata.get(_CONFIG, _config_hash(said)) != _config_hash(said):
+            raise UserError("does not belong to these weights (its checksum differs); restore it")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{directory}/config.json: {error}") from None
     special = special_ids(tokenizer)
-    config = config.replace(
+    config = said.config.replace(
         pad_token_id=special.pad,
         cls_token_id=special.cls,
         sep_token_id=special.sep,
         mask_token_id=special.mask,
     )
     _check_vocabulary(tokenizer, config, directory)
-    path, tensors, metadata = read_weights(directory)
-    if metadata.get(_TOKENIZER, tokenizer_hash(tokenizer)) != tokenizer_hash(tokenizer):
-        raise UserError(f"{directory}/tokenizer.json: is not the tokenizer of this model")
-    if family is None:
+    for key, hashed in ((_TOKENIZER, tokenizer_hash), (_FRAME, frame_hash)):
+        if metadata.get(key, found := hashed(tokenizer)) != found:
+            raise UserError(f"{directory}/tokenizer.json: is not the tokenizer of this model")
+    if said.family is None:
         check_tensors(tensors, expected, path)
+        check_finite(tensors, path)
     else:
-        tensors = _read_native(path, tensors, expected, family, head)
-    return ModelFolder(directory, config, head, tensors, tokenizer, info, labels)
+        tensors = _read_native(path, tensors, expected, said.family, said.head)
+    return ModelFolder(directory, config, said.head, tensors, tokenizer, said.info, said.labels)
+
+
+class _Said(NamedTuple):
+    """What a config.json says."""
+
+    config: EncoderConfig
+    head: str
+    labels: list[str] | None
+    info: dict[str, Any]
+    family: Family | None
+    """None where the folder is in our own layout."""
+
+
+def _read_config(values: Mapping[str, Any]) -> _Said:
+    info = values.get("mlm", {})
+    if not isinstance(info, dict):
+        raise UserError("mlm: is not an object with named values")
+    if values.get("model_type") == "mlm":
+        config, head, labels = _read_own(values)
+        return _Said(config, head, labels, info, None)
+    family = look_up(FAMILIES, str(values.get("model_type")), "model_type")
+    config, head, labels, pooling = read_config(values, family)
+    info = info | ({"pooling": pooling} if pooling else {})
+    if values.get("problem_type") not in (None, _ONE_OF_SEVERAL):
+        info |= {"problem_type": values["problem_type"]}
+    return _Said(config, head, labels, info, family)
+
+
+def _config_hash(said: _Said) -> str:
+    """A sha256 of what decides the numbers; the special ids are the tokenizer's to say."""
+    decisive = {k: v for k, v in said.config.to_dict().items() if not k.endswith("_token_id")}
+    decisive |= {"head": said.head, "pooling": said.info.get("pooling")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _read_native(path: Path, tensors: State, expected: State, family: Family, head: str) -> State:
@@ -199,6 +247,7 @@ def _read_native(path: Path, tensors: State, expected: State, family: Family, he
     if head == "encoder" and not pooler.keys() & tensors.keys():
         expected = {name: t for name, t in expected.items() if name.startswith("encoder.")}
     check_tensors(tensors, to_native(expected, family, head), path)
+    check_finite(tensors, path)
     return from_native(tensors, family, head)
 
 

@@ -155,7 +155,7 @@ def _flatten(
             raise UserError(f"{where}: {key} is set twice (before in {into[key].where})")
         into[key] = Setting(_construct(node, f"{where}: {key}"), where)
         return
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
         for key_node, value_node in node.value:
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
             _flatten(value_node, prefix + name, path, known, into)

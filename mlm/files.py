@@ -17,6 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def stays_inside(name: str) -> bool:
+    """Whether ``name``, as a manifest has it, is that of something below the manifest's folder.
+
+    >>> [stays_inside(name) for name in ("train/a.arrow", "../a", "train/../../a", "/a", "")]
+    [True, False, False, False, False]
+    """
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A path to write to; it becomes ``path`` when the block ends well, and is gone when not.
@@ -67,7 +77,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def remove_folder(path: str | Path) -> None:
-    """Take a folder away, renamed first, so that half of it is never seen under its name."""
+    """Take a folder away, renamed first, so that half of it is never seen under its name.
+
+    Of a link only the link goes, and what it leads to stays.
+    """
+    if Path(path).is_symlink():
+        Path(path).unlink()
+        return
     gone = _beside(Path(path).absolute(), "gone")
     Path(path).rename(gone)
     shutil.rmtree(gone, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from mlm.model.heads import MaskedLanguageModel
 
 SHA256 = "mlm_sha256"
 """The key of the digest among a safetensors file's metadata."""
+
+_KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 NAMES = (
     "model.safetensors",
@@ -125,12 +128,22 @@ def _read_pickle(path: Path) -> State:
             f"{path}: damaged, or a pickle that holds more than tensors, which is never loaded "
             f"{f'({why.strip()})' if why else ''}".rstrip()
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a stream of nonsense makes the unpickler raise almost anything
         why = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: damaged ({why})") from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, dict) or not all(map(_is_plain, found.values())):
         raise UserError(f"{path}: does not hold named tensors")
     return {str(name): tensor for name, tensor in found.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with its numbers in memory: not sparse, not nested, not a promise."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_nested
+    )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -175,7 +188,7 @@ def expected_tensors(
 
 
 def check_tensors(found: State, expected: State, path: Path) -> None:
-    """Refuse tensors that are missing, misshapen or left over, by name.
+    """Refuse tensors that are missing, misshapen, of another kind or left over, by name.
 
     Raises:
         UserError: so.
@@ -188,7 +201,29 @@ def check_tensors(found: State, expected: State, path: Path) -> None:
                 f"{path}: the tensor {name} is {list(found[name].shape)}, "
                 f"where config.json wants {list(tensor.shape)}"
             )
+        if found[name].dtype not in _KINDS:
+            kind = str(found[name].dtype).removeprefix("torch.")
+            raise UserError(
+                f"{path}: the tensor {name} holds {kind}, where weights are float32, bfloat16, "
+                "float16 or float64"
+            )
     whole = any(not name.startswith("encoder.") for name in expected)
     for name in found:
         if name not in expected and (whole or name.startswith("encoder.")):
             raise UserError(f"{path}: the tensor {name} has no place in the model of config.json")
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no numbers, by name: every answer would be none either.
+
+    Raises:
+        UserError: so.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _KINDS or not tensor.numel():  # a task's own head may hold those
+            continue
+        if not all(math.isfinite(end) for end in tensor.aminmax()):  # NaN comes through; no copy
+            raise UserError(
+                f"{path}: the tensor {name} holds NaN or infinity; train again, or take an "
+                "earlier checkpoint"
+            )

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from mlm.checkpoint import save_folder
 from mlm.data.tokenizer import special_ids, train_tokenizer
 from mlm.model.config import EncoderConfig, preset
+from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 
 TEXTS = [
@@ -61,3 +62,25 @@ def save_masked_lm(directory, config: EncoderConfig, **more: object) -> dict[str
     arguments = {"head": "masked_lm", "tokenizer": tokenizer(), "info": {}} | more
     save_folder(directory, config=config, state=state, **arguments)
     return state
+
+
+def save_classifier(directory, **changes: object) -> None:
+    """Save a random classifier of two labels, as `mlm finetune` does."""
+    config = small_config("bert", **changes)
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "head.dense.weight": torch.randn(32, 32, generator=generator),
+        "head.dense.bias": torch.randn(32, generator=generator),
+        "head.classifier.weight": torch.randn(2, 32, generator=generator),
+        "head.classifier.bias": torch.randn(2, generator=generator),
+    }
+    encoder = random_state(Encoder(config), 1)
+    save_folder(
+        directory,
+        config=config,
+        head="sequence_classification",
+        state=state | {f"encoder.{k}": v for k, v in encoder.items()},
+        tokenizer=tokenizer(),
+        info={"task": "text_classification", "text_column": ["text"], "pooling": "cls"},
+        labels=["no", "yes"],
+    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlm.errors import UserError
+from mlm.files import stays_inside
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -57,7 +59,12 @@ class TokenStore:
                 f"`mlm prepare --corpus FILES --output {path}`"
             )
         store = cls(path, manifest)
+        for file in (f for split in SPLITS for f in split_files(path / split)):
+            if file.relative_to(path).as_posix() not in manifest["files"]:
+                raise UserError(f"{file}: is not in {MANIFEST}; take it out of the token store")
         for name, entry in manifest["files"].items():
+            if not stays_inside(name):
+                raise UserError(f"{path / MANIFEST}: names {name}, which is not in the folder")
             file = path / name
             if not file.is_file():
                 raise UserError(f"{file}: missing from the token store; prepare it anew")
@@ -128,12 +135,14 @@ class TokenSplit:
         self.directory = directory
         offsets: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
-        for file in sorted(directory.glob("*.arrow")):
-            with pa.memory_map(str(file)) as source:
-                for batch in pa.ipc.open_stream(source):
-                    column = batch.column(batch.schema.get_field_index("input_ids"))
+        for file in split_files(directory):
+            try:
+                for column in _columns(file):
                     offsets.append(column.offsets.to_numpy())
                     self._values.append(column.values.to_numpy())
+            except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
+                why = str(error).partition("\n")[0]
+                raise UserError(f"{file}: no token ids ({why}); prepare the store anew") from None
         self.ends = DocumentEnds(offsets)
 
     def __reduce__(self) -> tuple[type[TokenSplit], tuple[Path]]:
@@ -168,6 +177,15 @@ class TokenSplit:
             if start >= stop:
                 break
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _columns(file: Path) -> Iterator[pa.ListArray]:
+    """The lists of ids in ``file``, a record batch each, mapped."""
+    with pa.memory_map(str(file)) as source:
+        for batch in pa.ipc.open_stream(source):
+            column = batch.column("input_ids")
+            column.validate()  # or lengths that are not the buffers' would be read beyond them
+            yield column
 
 
 class DocumentEnds:
@@ -220,6 +238,11 @@ class DocumentEnds:
         return self[:].astype(dtype or np.int64, copy=False)
 
 
+def split_files(directory: Path) -> list[Path]:
+    """The files of a split; what `datasets` caches beside them (``cache-….arrow``) is none."""
+    return sorted(directory.glob("data-*.arrow"))
+
+
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest of the store at ``path``, or None if there is no store.
 
@@ -232,7 +255,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         intact = manifest.pop("sha256") == manifest_hash(manifest)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         intact = False
     if not intact:
         raise UserError(f"{file}: damaged; prepare the token store anew")

@@ -212,10 +212,14 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise UserError(f"{path}: no such file; a tokenizer is a folder that holds tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode("")  # a template with a token that there is not shows only now
+        tokenizer.encode("", "")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and Rust's panics are none
         raise UserError(f"{path}: damaged, or no tokenizer ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         names |= _special_names(directory / file)
@@ -335,3 +339,16 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     parts = json.loads(tokenizer.to_str(), parse_float=lambda text: f"{float(text):.6g}")
     kept = {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def frame_hash(tokenizer: Tokenizer) -> str:
+    """A sha256 of what `tokenizer_hash` leaves out and a model's numbers depend on all the same.
+
+    That is which ids have a role, and what is put around a text and a pair. Taken from what the
+    tokenizer does, so it does not matter how the file says so.
+    """
+    special = special_ids(tokenizer)
+    text = tokenizer.id_to_token(special.pad)  # as a text it is itself, whatever the model
+    encoded = [tokenizer.encode(text), tokenizer.encode(text, text)]
+    frames = [(encoding.ids, encoding.type_ids) for encoding in encoded]
+    return hashlib.sha256(repr((special.ids, frames)).encode()).hexdigest()

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mlm.checkpoint import ModelFolder
+from mlm.errors import UserError
 from mlm.training.metrics_csv import read_metrics
 
 # Of a run's settings, those that make a model what it is.
@@ -32,24 +33,38 @@ def model_card(folder: ModelFolder, licence: str | None, name: str) -> str:
         name: the card's title.
     """
     readme = folder.directory / "README.md"
-    front, body = _split(readme.read_text(encoding="utf-8") if readme.is_file() else "")
+    front, body = _split(readme)
     if licence is not None:
         front["license"] = licence
     parts = [f"# {name}", body]
     run = find_run(folder.directory)
     if run is not None:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        settings = _plain_yaml(
+            (run / "config.yaml").read_text(encoding="utf-8"), run / "config.yaml"
+        )
         parts += [_data(settings), _recipe(settings), _curve(run, folder.info.get("steps"))]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _split(text: str) -> tuple[dict[str, Any], str]:
+def _split(readme: Path) -> tuple[dict[str, Any], str]:
     """A card's front matter and the rest."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if not text.startswith("---\n"):
         return {}, text.strip()
     front, _, body = text.removeprefix("---\n").partition("\n---\n")
-    return yaml.safe_load(front) or {}, body.strip()
+    return _plain_yaml(front, readme), body.strip()
+
+
+def _plain_yaml(text: str, path: Path) -> dict[str, Any]:
+    """Named plain values; a `UserError` for anything else, such as a tag that names a class."""
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not plain YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: does not hold named values")
+    return values
 
 
 def _data(settings: dict[str, Any]) -> str:

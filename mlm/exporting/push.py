@@ -31,11 +31,12 @@ def push_to_hub(
         The address of the model's page.
 
     Raises:
-        UserError: not logged in, not allowed, or no network.
+        UserError: not logged in, not allowed, no network, or a link out of the folder.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+    _refuse_links_out(directory)
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place, "model")
         shutil.copytree(directory, copy)
@@ -61,3 +62,16 @@ def push_to_hub(
             why = str(error).partition("\n")[0]
             raise UserError(f"--push_to_hub: the Hub cannot be reached ({why})") from None
     return f"https://huggingface.co/{repository}"
+
+
+def _refuse_links_out(directory: Path) -> None:
+    """A folder of somebody else's could publish any file of this machine by a link to it."""
+    inside = [directory.resolve()]
+    if directory.parent.name == "snapshots":  # the Hub's own cache links to its blobs
+        inside.append(directory.resolve().parents[1] / "blobs")
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+            raise UserError(
+                f"{path}: links to a file outside of the folder; put a copy in its place to upload "
+                "it"
+            )

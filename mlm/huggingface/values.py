@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -10,6 +11,7 @@ from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 
 _DEFAULTS = {f.name: f.default for f in fields(EncoderConfig)}
+_LARGEST = 1 << 28  # far beyond any model; a product of two still counts its bytes in 64 bits
 _FROM_ZERO = ("type_vocab_size", "position_offset")
 
 
@@ -25,9 +27,12 @@ def checked(setting: str, value: Any, key: str | None = None) -> Any:
         case bool():
             fits, kind = isinstance(value, bool), "true or false"
         case int():
-            fits, kind = type(value) is int and value >= least, f"a whole number from {least} on"
+            fits = type(value) is int and least <= value <= _LARGEST
+            kind = f"a whole number from {least} to {_LARGEST}"
         case float():
-            fits, kind = type(value) in (int, float) and value >= 0, "a number from 0 on"
+            # Infinity, or a whole number that no float holds, would come out as NaN.
+            fits = type(value) in (int, float) and 0 <= value <= sys.float_info.max
+            kind = "a number from 0 on"
         case str():
             fits, kind = isinstance(value, str), "a name"
         case _:

@@ -85,6 +85,9 @@ class EncoderConfig:
                 f"model.num_attention_heads: {self.num_attention_heads} heads do not divide "
                 f"hidden_size {self.hidden_size} into even widths; change one of the two"
             )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"model.{name}: {getattr(self, name)} must lie in [0, 1)")
         if not self.attention:
             raise UserError("model.attention: the pattern is empty; name global, local or both")
         for kind in self.attention:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,12 @@ from torch import Tensor
 
 from mlm.checkpoint import read_folder
 from mlm.errors import UserError
-from mlm.files import atomic_folder, remove_folder
+from mlm.files import atomic_folder, remove_folder, stays_inside
 
 _PREFIX = "model."
+
+# What a checkpoint is made of: none of it is read but as the manifest has it.
+_PARTS = {"state.pt", "model/config.json", "model/model.safetensors", "model/tokenizer.json"}
 
 
 class FolderCheckpointIO(CheckpointIO):
@@ -36,7 +38,9 @@ class FolderCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write all of it or nothing."""
+        """Write all of it or nothing; a link that stands there goes, what it points to stays."""
+        if Path(path).is_symlink():
+            Path(path).unlink()
         state = dict(checkpoint)
         weights = state.pop("state_dict")
         with atomic_folder(path) as draft:
@@ -56,13 +60,15 @@ class FolderCheckpointIO(CheckpointIO):
         verify_checkpoint(path)
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            if not isinstance(state, dict):
+                raise TypeError(f"{type(state).__name__} where named values are expected")
+        except Exception as error:  # a stream of nonsense makes the unpickler raise almost anything
             raise UserError(
                 f"{path / 'state.pt'}: cannot be read safely; resume from another checkpoint"
             ) from error
         weights = read_folder(path / "model").state
         state["state_dict"] = {_PREFIX + name: tensor for name, tensor in weights.items()}
-        return dict(state)
+        return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Take it away, so that half of it is never seen."""
@@ -84,11 +90,16 @@ def verify_checkpoint(path: Path) -> None:
     Raises:
         UserError: something is missing or damaged; names it.
     """
+    manifest = path / "manifest.json"
     try:
-        digests = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        digests = json.loads(manifest.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no readable manifest.json; this is no checkpoint") from error
+    if not isinstance(digests, dict) or not digests.keys() >= _PARTS:
+        raise UserError(f"{manifest}: does not name every file; resume from another checkpoint")
     for name, digest in digests.items():
+        if not stays_inside(name):
+            raise UserError(f"{manifest}: names {name}, which is not in the folder")
         file = path / name
         if not file.is_file():
             raise UserError(f"{file}: missing; resume from another checkpoint")

@@ -184,12 +184,11 @@ def explain(error: Exception) -> Exception | None:
         )
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or _DISK_FULL.search(text):
-        named = isinstance(error, OSError) and error.filename
+        if isinstance(error, OSError) and error.filename:
+            return UserError(f"{error.filename}: the disk is full; free some space and {_GO_ON}")
         return UserError(
-            f"{error.filename}: the disk is full; free some space and {_GO_ON}"
-            if named
-            else "the disk is full, or else /dev/shm, which loader processes need; free some space "
-            f"and {_GO_ON}"
+            "the disk is full, or else /dev/shm, which loader processes need; free some space and "
+            + _GO_ON
         )
     if match := _WORKER_GONE.search(text):
         return RunError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ OWNED = {
     "use_distributed_sampler",
 }
 
+# Lightning takes objects here too. jsonargparse would make them of a `class_path`, and so import
+# whatever a config file names: here they are names, of what Lightning has itself.
+NAMES = {
+    "accelerator": "`cpu`, `gpu`, …; `auto` is the best there is",
+    "strategy": "`ddp`, `fsdp`, …: how the devices share the work",
+    "profiler": "`simple`, `advanced` or `pytorch`: where the time goes",
+}
+
 
 def add_trainer_arguments(parser: jsonargparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """Add ``--trainer.…`` to ``parser``: all of Lightning's options but those that a run owns.
@@ -38,7 +47,12 @@ def add_trainer_arguments(parser: jsonargparse.ArgumentParser, defaults: dict[st
 
     from mlm.training.precision import PRECISIONS
 
-    parser.add_class_arguments(Trainer, "trainer", skip=set(OWNED))
+    parser.add_class_arguments(Trainer, "trainer", skip={*OWNED, *NAMES})
+    options = inspect.signature(Trainer.__init__).parameters
+    for name, meaning in NAMES.items():
+        default = options[name].default
+        kind = str if default is not None else str | None
+        parser.add_argument(f"--trainer.{name}", type=kind, default=default, help=meaning)
     parser.add_argument(
         "--trainer.precision",
         type=Literal[tuple(PRECISIONS)],

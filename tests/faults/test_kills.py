@@ -20,13 +20,13 @@ KINDS = {
 
 
 @pytest.fixture(scope="session")
-def whole(store, tmp_path_factory):
+def whole(rows, tmp_path_factory):
     """A function to the run of a kind that was never struck."""
     runs = {}
 
     def find(kind: str) -> Run:
         if kind not in runs:
-            runs[kind] = Run(store, tmp_path_factory.mktemp(kind), KINDS[kind])
+            runs[kind] = Run(rows, tmp_path_factory.mktemp(kind), KINDS[kind])
             ended = runs[kind].finish()
             assert ended.code == 0, ended.output
         return runs[kind]
@@ -52,14 +52,14 @@ def assert_goes_on(run: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_random_goes_on_bit_by_bit(kind, store, whole, tmp_path, record_property):
+def test_a_run_killed_at_random_goes_on_bit_by_bit(kind, rows, whole, tmp_path, record_property):
     rng = random.Random(kind)
     reference, hits, inside, wanted = whole(kind), 0, 0, examples(2, 25)
     last = len(reference.steps())
     for number in range(wanted * 3):
         if hits >= wanted:
             break
-        run = Run(store, tmp_path / str(number), KINDS[kind])
+        run = Run(rows, tmp_path / str(number), KINDS[kind])
         found = strike_at_random(run, kills=2, last_step=last, rng=rng)
         hits, inside = hits + found[0], inside + found[1]
         assert_goes_on(run, reference)
@@ -69,12 +69,12 @@ def test_a_run_killed_at_random_goes_on_bit_by_bit(kind, store, whole, tmp_path,
     print(f"{kind}: {hits} kills, {inside} of them in a save")
 
 
-def test_a_save_may_be_killed_at_any_of_its_file_operations(store, whole, tmp_path):
+def test_a_save_may_be_killed_at_any_of_its_file_operations(rows, whole, tmp_path):
     reference, event, killed = whole("plain"), 0, 0
     step = examples(13, 1)
     while True:
         event += step
-        run = Run(store, tmp_path / str(event), KINDS["plain"])
+        run = Run(rows, tmp_path / str(event), KINDS["plain"])
         process = run.start(save=4, event=event)  # two checkpoints are there, and one has to go
         if run.finish(process).code == 0:
             break
@@ -88,14 +88,14 @@ def test_a_save_may_be_killed_at_any_of_its_file_operations(store, whole, tmp_pa
     print(f"killed at {killed} of {event} file operations")
 
 
-def test_a_save_may_be_killed_in_the_middle_of_a_write(store, whole, tmp_path):
+def test_a_save_may_be_killed_in_the_middle_of_a_write(rows, whole, tmp_path):
     reference, rng = whole("plain"), random.Random(0)
     sizes = [
         path.stat().st_size
         for path in (reference.run_dir / "checkpoints" / "step_00000012").rglob("*")
     ]
     for number in range(examples(2, 20)):
-        run = Run(store, tmp_path / str(number), KINDS["plain"])
+        run = Run(rows, tmp_path / str(number), KINDS["plain"])
         ended = run.finish(run.start(save=3, bytes=rng.randrange(1, max(sizes))))
         assert ended.code < 0, ended.output
         assert run.died_inside_a_save()
@@ -103,10 +103,10 @@ def test_a_save_may_be_killed_in_the_middle_of_a_write(store, whole, tmp_path):
         assert_goes_on(run, reference)
 
 
-def test_a_budget_of_time_repeats_what_its_clock_had_said(store, tmp_path):
+def test_a_budget_of_time_repeats_what_its_clock_had_said(rows, tmp_path):
     rng = random.Random(0)
     for number in range(examples(1, 10)):
-        run = Run(store, tmp_path / str(number), "--budget 4s")
+        run = Run(rows, tmp_path / str(number), "--budget 4s")
         hits, _ = strike_at_random(run, kills=2, last_step=30, rng=rng)
         assert hits
         ended = run.finish()

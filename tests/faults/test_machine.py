@@ -35,8 +35,8 @@ def mlm(run: Run) -> list[str]:
 
 @mounts
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(store, tmp_path):
-    run = Run(store, tmp_path / "disk", "--budget 400steps --checkpoint.keep 100")
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(rows, tmp_path):
+    run = Run(rows, tmp_path / "disk", "--budget 400steps --checkpoint.keep 100")
     look = "ls -A $0; ls -A $0/checkpoints; df --output=avail -k $0 | tail -1"
     both = f"{' '.join(mlm(run))}; echo \"ended $?\"; sh -c '{look}' {run.run_dir}"
     run.run_dir.mkdir()
@@ -56,8 +56,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(store, tmp_path):
 @mounts
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_temporary_folder_and_shared_memory_lose_nothing(workers, store, tmp_path):
-    run = Run(store, tmp_path / "run", f"--budget 4steps --data.num_workers {workers}")
+def test_a_full_temporary_folder_and_shared_memory_lose_nothing(workers, rows, tmp_path):
+    run = Run(rows, tmp_path / "run", f"--budget 4steps --data.num_workers {workers}")
     (tmp_path / "temporary").mkdir()
     full = f"mount -t tmpfs -o size=64k tmpfs {tmp_path}/temporary; cat /dev/zero > $TMPDIR/full; "
     fill = "cat /dev/zero > /dev/shm/full; " + full + " ".join(mlm(run))
@@ -75,9 +75,9 @@ def test_a_full_temporary_folder_and_shared_memory_lose_nothing(workers, store, 
 
 @pytest.mark.parametrize("moment", ["training", "validation", "save"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_finishes_the_step_saves_and_ends_with_143(number, moment, store, tmp_path):
+def test_a_signal_finishes_the_step_saves_and_ends_with_143(number, moment, rows, tmp_path):
     words = "--budget 500steps --trainer.val_check_interval 3"
-    run = Run(store, tmp_path / "run", words)
+    run = Run(rows, tmp_path / "run", words)
     ended = run.finish(run.start(signal=number, **{moment: 3}))
     assert ended.code == 143, ended.output
     assert "go on with --resume auto" in ended.output
@@ -87,8 +87,8 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_143(number, moment, stor
     assert run.litter() == []
 
 
-def test_a_second_signal_leaves_at_once(store, tmp_path):
-    run = Run(store, tmp_path / "run", "--budget 500steps")
+def test_a_second_signal_leaves_at_once(rows, tmp_path):
+    run = Run(rows, tmp_path / "run", "--budget 500steps")
     process = run.start(sleep=3)
     run.wait_for(1, process)
     begin = time.monotonic()
@@ -99,8 +99,8 @@ def test_a_second_signal_leaves_at_once(store, tmp_path):
     assert time.monotonic() - begin < 2.5
 
 
-def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(store, tmp_path):
-    run = Run(store, tmp_path / "run", "--budget 12steps --data.num_workers 2")
+def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(rows, tmp_path):
+    run = Run(rows, tmp_path / "run", "--budget 12steps --data.num_workers 2")
     ended = run.finish(run.start(training=6, workers=signal.SIGKILL))
     assert ended.code == 1
     assert "DataLoader worker" in ended.output.splitlines()[-1]
@@ -109,9 +109,9 @@ def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(store, tmp_path
     assert run.finish().code == 0
 
 
-def test_a_stuck_loader_process_ends_the_run_in_time(store, tmp_path):
+def test_a_stuck_loader_process_ends_the_run_in_time(rows, tmp_path):
     words = "--budget 12steps --data.num_workers 2 --stall_timeout 3"
-    run = Run(store, tmp_path / "run", words)
+    run = Run(rows, tmp_path / "run", words)
     begin = time.monotonic()
     ended = run.finish(run.start(training=6, workers=signal.SIGSTOP))
     assert time.monotonic() - begin < 60
@@ -123,11 +123,11 @@ def test_a_stuck_loader_process_ends_the_run_in_time(store, tmp_path):
     assert run.finish().code == 0
 
 
-def test_a_run_directory_in_use_is_refused(store, tmp_path):
-    run = Run(store, tmp_path / "run", "--budget 20steps")
+def test_a_run_directory_in_use_is_refused(rows, tmp_path):
+    run = Run(rows, tmp_path / "run", "--budget 20steps")
     process = run.start(sleep=0.2)
     run.wait_for(1, process)
-    second = Run(store, tmp_path / "second")
+    second = Run(rows, tmp_path / "second")
     second.argv = run.argv
     ended = second.finish()
     assert ended.code == 2
@@ -138,8 +138,8 @@ def test_a_run_directory_in_use_is_refused(store, tmp_path):
     assert second.finish().code == 0
 
 
-def test_a_run_directory_that_cannot_be_written_is_one_line(store, tmp_path):
-    run = Run(store, tmp_path / "file")
+def test_a_run_directory_that_cannot_be_written_is_one_line(rows, tmp_path):
+    run = Run(rows, tmp_path / "file")
     run.run_dir.write_text("a file")
     ended = run.finish()
     assert ended.code == 2
@@ -148,8 +148,8 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(store, tmp_path):
 
 
 @mounts
-def test_a_read_only_run_directory_is_one_line(store, tmp_path):
-    run = Run(store, tmp_path / "fixed")
+def test_a_read_only_run_directory_is_one_line(rows, tmp_path):
+    run = Run(rows, tmp_path / "fixed")
     run.run_dir.mkdir()
     script = f"mount --bind {run.run_dir} {run.run_dir} && mount -o remount,ro,bind {run.run_dir}"
     command = ["unshare", "-Urm", "sh", "-c", f'{script} && exec "$@"', "sh", *mlm(run)]
@@ -160,8 +160,8 @@ def test_a_read_only_run_directory_is_one_line(store, tmp_path):
     assert list(run.run_dir.iterdir()) == []
 
 
-def test_a_clock_that_jumps_changes_nothing(store, tmp_path):
-    run = Run(store, tmp_path / "run", "--budget 2s")
+def test_a_clock_that_jumps_changes_nothing(rows, tmp_path):
+    run = Run(rows, tmp_path / "run", "--budget 2s")
     begin = time.monotonic()
     ended = run.finish(run.start(jumping_clock=1e6))
     assert ended.code == 0, ended.output

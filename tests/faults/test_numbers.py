@@ -12,11 +12,11 @@ from mlm.training.spikes import SpikeDetector
 
 
 @pytest.fixture
-def pretrain(store, tmp_path, capsys):
+def pretrain(rows, tmp_path, capsys):
     """A function of words to the exit code and the lines on stderr."""
 
     def run(words: str) -> tuple[int, list[str]]:
-        line = f"pretrain --store {store} --run_dir {tmp_path / 'run'} {MODEL} {RUN} {words}"
+        line = f"pretrain --store {rows} --run_dir {tmp_path / 'run'} {MODEL} {RUN} {words}"
         code = cli.main(line.split())
         return code, capsys.readouterr().err.splitlines()
 
