@@ -8,12 +8,13 @@ PIP_ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint audit ci clean
+.PHONY: help venv demo test test-slow faults lint audit ci clean
 
 help:
 	@echo 'make demo       the whole path in under five minutes: pretrain, fine-tune, try it'
 	@echo 'make test       every test that takes seconds'
 	@echo 'make test-slow  those that take minutes'
+	@echo 'make faults     runs are killed, starved and lied to, half an hour; see benchmarks/RELIABILITY.md'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make audit      known vulnerabilities (pip-audit, where installed) and secrets'
 	@echo 'make ci         lint, audit, test and test-slow'
@@ -38,6 +39,9 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+faults: venv
+	MLM_FAULTS=full $(BIN)/python -m pytest tests/faults -s
 
 lint: venv
 	$(BIN)/ruff check

@@ -30,6 +30,9 @@ RUN = (
     "--checkpoint.every_n_steps 2 --checkpoint.keep 2 --logging.wandb off"
 )
 
+# What is imported before processes are forked.
+FORKED = ["child", "mlm.training.pretraining", "mlm.commands.prepare", "mlm.data.prepare"]
+
 
 class Step(NamedTuple):
     """What a step was."""
@@ -65,7 +68,7 @@ class Run:
         """A process that trains until it ends or is struck; see `child.strike`."""
         self.output.write_text("")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["child", "mlm.training.pretraining"])
+        context.set_forkserver_preload(FORKED)
         arguments = (self.argv, self.trace, self.output, fault)
         process = context.Process(target=child.run, args=arguments)
         process.start()
