@@ -15,10 +15,10 @@ from mlm.training.metrics_csv import read_metrics
 # One process of a run: `mlm` as the command line has it, with its number in a file.
 SCRIPT = """
 import os, sys, pathlib
-place = pathlib.Path(sys.argv.pop(1))
+place = pathlib.Path(os.environ["TEST_PLACE"])
 rank = os.environ.get("LOCAL_RANK", "0")
 (place / f"pid_{rank}").write_text(str(os.getpid()))
-sys.path.insert(0, sys.argv.pop(1))
+sys.path.insert(0, os.environ["TEST_FAULTS"])
 import child
 child.write_down(place / f"trace_{rank}.txt")
 if rank == "0":
@@ -40,9 +40,10 @@ class Pair(Run):
         self.script.write_text(SCRIPT)
 
     def begin(self) -> subprocess.Popen[str]:
-        here = str(Path(__file__).parent)
-        command = [sys.executable, str(self.script), str(self.directory), here, *self.argv]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # By the environment, as a rank is started again with the words of the first.
+        places = {"TEST_PLACE": str(self.directory), "TEST_FAULTS": str(Path(__file__).parent)}
+        command = [sys.executable, str(self.script), *self.argv]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | places)
 
     def pid(self, rank: int) -> int:
         return int((self.directory / f"pid_{rank}").read_text())
