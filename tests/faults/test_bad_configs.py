@@ -163,6 +163,10 @@ def test_mistakes_in_settings(attempt, capsys, config):
     assert_promise(*attempt(*config, capsys))
 
 
+def test_a_setting_that_may_be_named_values_may_have_one_without_a_name(attempt, capsys):
+    assert_promise(*attempt("pretrain", "trainer: {val_check_interval: {null: 0}}", capsys))
+
+
 # --- broken text ---
 
 BYTES = [
