@@ -42,7 +42,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     draft = _beside(path, "tmp")
     try:
         yield draft
@@ -62,7 +62,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()  # a link stays a link, what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     draft = _beside(path, "tmp")
     draft.mkdir()
     try:
@@ -115,7 +115,7 @@ def _host() -> str:
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Take away what processes of this machine that are no more had begun in ``folder``."""
     for path in folder.iterdir():
         match = _LEFT_BEHIND.fullmatch(path.name)

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from mlm.config_files import to_yaml
 from mlm.console import say
 from mlm.errors import UserError
-from mlm.files import atomic_file
+from mlm.files import atomic_file, sweep
 from mlm.training.checkpoint_io import latest_checkpoint
 
 LOCK = ".lock"
@@ -30,6 +30,8 @@ def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
             checkpoint.
     """
     if resume == "auto":
+        if is_rank_zero() and (run_dir / "checkpoints").is_dir():
+            sweep(run_dir / "checkpoints")  # a run that is complete will not write there again
         found = latest_checkpoint(run_dir / "checkpoints")
         if is_rank_zero():
             say(
