@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+FAULTS ?= tests/faults
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ help:
 	@echo 'make demo       the whole path in under five minutes: pretrain, fine-tune, try it'
 	@echo 'make test       every test that takes seconds'
 	@echo 'make test-slow  those that take minutes'
-	@echo 'make faults     runs are killed, starved and lied to, half an hour; see benchmarks/RELIABILITY.md'
+	@echo 'make faults     runs are killed, starved and lied to, an hour; see benchmarks/RELIABILITY.md'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make audit      known vulnerabilities (pip-audit, where installed) and secrets'
 	@echo 'make ci         lint, audit, test and test-slow'
@@ -41,7 +42,7 @@ test-slow: venv
 	$(BIN)/python -m pytest -m slow
 
 faults: venv
-	MLM_FAULTS=full $(BIN)/python -m pytest tests/faults -s
+	MLM_FAULTS=full $(BIN)/python -m pytest $(FAULTS) -s
 
 lint: venv
 	$(BIN)/ruff check

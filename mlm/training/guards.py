@@ -25,6 +25,21 @@ from mlm.training.stall import EndStalled
 
 T = TypeVar("T")
 
+_DISK_FULL = re.compile("No space left|PytorchStreamWriter failed|Disk quota exceeded")
+_NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+_WORKER_GONE = re.compile(
+    r"DataLoader worker \(pid.*?\) (exited unexpectedly|is killed.*?)(?=\W|$)"
+)
+_WORKER_STUCK = re.compile(r"DataLoader timed out")
+_RANK_GONE = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL"
+)
+_GO_ON = "go on with --resume auto"
+
+
+class OutOfMemoryError(RunError):
+    """A step did not fit; with fewer rows at once it would."""
+
 
 @dataclass(frozen=True)
 class GuardOptions:
@@ -63,22 +78,6 @@ def guard_callbacks(
         WatchSpikes(run_dir / "checkpoints" if rolls_back else None, load),
         EndStalled(options.stall_timeout),
     ]
-
-
-_DISK_FULL = re.compile("No space left|PytorchStreamWriter failed|Disk quota exceeded")
-_NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
-_WORKER_GONE = re.compile(
-    r"DataLoader worker \(pid.*?\) (exited unexpectedly|is killed.*?)(?=\W|$)"
-)
-_WORKER_STUCK = re.compile(r"DataLoader timed out")
-_RANK_GONE = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL"
-)
-_GO_ON = "go on with --resume auto"
-
-
-class OutOfMemoryError(RunError):
-    """A step did not fit; with fewer rows at once it would."""
 
 
 def guarded(run: Callable[[dict[str, Any]], T], settings: dict[str, Any]) -> T:
@@ -134,6 +133,8 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink == 0:  # taken away by a run that has just ended
+                raise BlockingIOError
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
             raise UserError(
