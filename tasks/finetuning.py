@@ -28,9 +28,8 @@ from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
 from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO
-from mlm.training.clock import Clock
 from mlm.training.flops import flops_per_token, peak_flops
-from mlm.training.guards import GuardOptions, guard_callbacks, guarded
+from mlm.training.guards import GuardOptions, guard, guard_callbacks, guarded
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
@@ -165,9 +164,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     model.encoder.recompute = settings["activation_checkpointing"]
     module = FineTuningModule(model, task, optimizer, budget, data.batch_size, seed)
     guards = GuardOptions.of(settings)
-    module.on_nonfinite = guards.on_nonfinite
-    if budget.unit == "seconds":
-        module.clock = Clock(run_dir / "clock.txt")
+    guard(module, guards, run_dir)
     accumulation = trainer_settings["accumulate_grad_batches"]
     datamodule = FineTuningDataModule(
         task,

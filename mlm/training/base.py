@@ -97,7 +97,8 @@ class SumLossModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock and an empty tally."""
-        self.clock.start(self.spent.steps, self.spent.seconds)
+        if self.global_rank == 0:
+            self.clock.start(self.spent.steps, self.spent.seconds)
         self._start_tally()
 
     def _start_tally(self) -> None:

@@ -11,6 +11,9 @@ import os
 import time
 from pathlib import Path
 
+from mlm.errors import UserError
+from mlm.files import atomic_file
+
 
 class Clock:
     """Seconds of training, read once a step.
@@ -29,10 +32,10 @@ class Clock:
         self._began = time.monotonic() - seconds
         if self.path is None:
             return
-        self._readings = {step: read for step, read in _read(self.path).items() if 0 < steps < step}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Readings of a step that was killed while it was written would run into the next line.
-        self.path.write_text("".join(_line(*reading) for reading in self._readings.items()))
+        self._readings = {step: read for step, read in _read(self.path).items() if step > steps}
+        # A reading that was killed while it was written would run into the next line.
+        with atomic_file(self.path) as draft:
+            draft.write_text("".join(_line(*reading) for reading in self._readings.items()))
 
     def read(self, step: int) -> float:
         """The seconds at the end of ``step``, as they were read the first time."""
@@ -66,4 +69,9 @@ def _read(path: Path) -> dict[int, float]:
         return {}
     text = path.read_text(errors="replace")
     lines = text[: text.rfind("\n") + 1].splitlines()
-    return {int(step): float.fromhex(seconds) for step, seconds in map(str.split, lines)}
+    try:
+        return {int(step): float.fromhex(seconds) for step, seconds in map(str.split, lines)}
+    except ValueError:
+        raise UserError(
+            f"{path}: damaged; remove it, and the run goes on by the clock of today"
+        ) from None

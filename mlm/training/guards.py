@@ -19,6 +19,8 @@ from pytorch_lightning import Callback
 
 from mlm.console import say
 from mlm.errors import RunError, UserError
+from mlm.training.base import SumLossModule
+from mlm.training.clock import Clock
 from mlm.training.run_directory import LOCK, is_rank_zero
 from mlm.training.spikes import WatchSpikes
 from mlm.training.stall import EndStalled
@@ -80,6 +82,13 @@ def guard_callbacks(
     ]
 
 
+def guard(module: SumLossModule, options: GuardOptions, run_dir: Path) -> None:
+    """Set what ``module`` itself does about numbers that go wrong, and about the clock."""
+    module.on_nonfinite = options.on_nonfinite
+    if module.budget.unit == "seconds":
+        module.clock = Clock(run_dir / "clock.txt")
+
+
 def guarded(run: Callable[[dict[str, Any]], T], settings: dict[str, Any]) -> T:
     """``run(settings)``, alone in its run directory, and again with fewer rows where that is asked.
 
@@ -93,20 +102,23 @@ def guarded(run: Callable[[dict[str, Any]], T], settings: dict[str, Any]) -> T:
                 with in_one_line():
                     return run(settings)
             except OutOfMemoryError:
-                settings = _with_smaller_pieces(settings)
+                smaller = _with_smaller_pieces(settings)
+                if smaller is None:
+                    raise
+                settings = smaller
             # Not in the clause above: there the exception still holds the tensors of its frames.
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def _with_smaller_pieces(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same run with twice as many micro-batches; re-raises where that is not wanted."""
+def _with_smaller_pieces(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The same run with twice as many micro-batches; None where that is not wanted or possible."""
     trainer = settings["trainer"]
     pieces = 2 * trainer["accumulate_grad_batches"]
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if settings["on_oom"] == "stop" or not alone or settings["data"]["batch_size"] % pieces:
-        raise
+        return None
     say(f"out of memory; going on with --trainer.accumulate_grad_batches {pieces}")
     return settings | {
         "trainer": trainer | {"accumulate_grad_batches": pieces},

@@ -25,7 +25,6 @@ from mlm.objectives import masked_lm
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
-from mlm.training.clock import Clock
 from mlm.training.datamodule import (
     VALIDATION_RATE,
     DataOptions,
@@ -36,7 +35,7 @@ from mlm.training.datamodule import (
     vocabulary_of,
 )
 from mlm.training.flops import flops_per_token, peak_flops
-from mlm.training.guards import GuardOptions, guard_callbacks, guarded
+from mlm.training.guards import GuardOptions, guard, guard_callbacks, guarded
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
 from mlm.training.module import PretrainingModule
 from mlm.training.optimizers import OptimizerOptions
@@ -104,9 +103,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         model.compile()
 
     module = PretrainingModule(model, data, optimizer, budget, seed, still)
-    module.on_nonfinite = guards.on_nonfinite
-    if budget.unit == "seconds":
-        module.clock = Clock(run_dir / "clock.txt")
+    guard(module, guards, run_dir)
     accumulation = trainer_settings["accumulate_grad_batches"]
     datamodule = PretrainingDataModule(store, data, seed, accumulation, still, guards.stall_timeout)
     lengths = row_lengths(store.split("train"), data.sequence_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class SpikeDetector:
         self.count = 0
 
     def sees_spike(self, loss: float) -> bool:
-        """Whether ``loss`` is one; else it joins the mean."""
+        """Whether ``loss`` is one; else it joins the mean, if it is finite."""
+        if not math.isfinite(loss):
+            return False
         above = loss - self.mean
         known = self.count >= self.memory
         if known and above > max(self.deviations * self.variance**0.5, self.margin):

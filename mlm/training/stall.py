@@ -52,8 +52,13 @@ class EndStalled(Callback):
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
-        """The process ends on its own, if its partners let it: that is still watched."""
+        """Ranks end on their own, if their partners let them: that is still watched.
+
+        A process without ranks may go on with something else.
+        """
         self._moved = time.monotonic()
+        if trainer.world_size == 1:
+            self._over.set()
 
     def _watch(self) -> None:
         while (left := self._moved + self.seconds - time.monotonic()) > 0:

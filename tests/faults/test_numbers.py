@@ -1,5 +1,8 @@
 """Losses and gradients that go wrong, and memory that is too small."""
 
+import threading
+import time
+
 import pytest
 import torch
 from harness import MODEL, RUN
@@ -121,6 +124,8 @@ def test_a_spike_stands_out_from_noise_and_decline():
     assert not any(map(detector.sees_spike, losses))
     assert all(map(detector.sees_spike, [5.5, 6.0, 9.0]))
     assert not detector.sees_spike(4.0)
+    assert not any(map(detector.sees_spike, [float("nan"), float("inf")]))  # another guard's
+    assert detector.sees_spike(5.5)
 
 
 @pytest.mark.parametrize("policy", ["record", "rollback"])
@@ -178,6 +183,21 @@ def test_rows_at_once_are_halved_until_they_fit(pretrain, tmp_path, monkeypatch)
         for run in ("whole", "run")
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_failed_is_not_watched_any_more(workers, pretrain, monkeypatch):
+    def sums(module, batch):
+        if module.spent.steps == 3:
+            raise MemoryError
+        return found(module, batch)
+
+    found = PretrainingModule.sums
+    monkeypatch.setattr(PretrainingModule, "sums", sums)
+    words = f"--budget 8steps --data.num_workers {workers} --stall_timeout 1"
+    assert pretrain(words)[0] == 1
+    time.sleep(0.1)
+    assert "end-stalled" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_no_fewer_rows_than_one_are_tried(pretrain, monkeypatch):
