@@ -10,27 +10,25 @@ Shapes: ``N`` examples in a batch, ``C`` outputs of the head.
 from __future__ import annotations
 
 import abc
-import functools
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mlm.batch import Batch, ragged
-from mlm.data.tables import column_values, read_table, text_column
 from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from mlm.model.pooling import POOLINGS
+from tasks.encoding import Example, encode_texts
 from tasks.heads import default_pooling
-from tasks.options import TaskSettings
+from tasks.options import SPECIFIC, TaskSettings
+from tasks.rows import Rows, find_columns
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -45,44 +43,6 @@ TASKS: dict[str, str] = {
 _DEFAULT_MAX_LENGTH = 512
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A table and where it was read, so that a mistake in it can be named."""
-
-    table: pa.Table
-    path: Path
-
-    @classmethod
-    def read(cls, path: str | Path) -> Rows:
-        """The table at ``path``; a `UserError` where it has no rows."""
-        table = read_table(path)
-        if table.num_rows == 0:
-            raise UserError(f"{path}: has no rows")
-        return cls(table, Path(path))
-
-    def values(self, column: str) -> list[Any]:
-        """One column's values; a `UserError` names those there are."""
-        return column_values(self.table, column, self.path)
-
-    def texts(self, column: str) -> list[str]:
-        """One column's texts, null as the empty text."""
-        return text_column(self.table, column, self.path)
-
-
-@dataclass(frozen=True)
-class Example:
-    """One input as the model reads it."""
-
-    input_ids: np.ndarray
-    """(s,) int32, special tokens included."""
-    token_type_ids: np.ndarray | None = None
-    """(s,) int8: 0 for the first text of a pair, 1 for the second."""
-    label: Any = None
-    """What is to be predicted, as the task's loss takes it."""
-    truncated: bool = False
-    """Whether something of the input was cut off."""
-
-
 class Task(abc.ABC):
     """Columns → features, head, loss, metrics, and how a prediction is printed."""
 
@@ -92,13 +52,23 @@ class Task(abc.ABC):
     """The kind of model folder that holds it; see mlm/checkpoint.py."""
     monitor: ClassVar[str]
     """The metric that decides which state is best."""
+    columns: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("sentence1", "sentence2"))
+    """The input columns that are looked for, in this order, where none are named."""
+    label_column: ClassVar[str] = "label"
+    """The column with what is to be predicted, where none is named."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Which of the settings in `tasks.options.SPECIFIC` it reads; others are refused."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
             cls.name = f"{cls.__module__}.{cls.__qualname__}"
 
     def __init__(self, settings: TaskSettings) -> None:
-        self.settings = settings
+        for name, group in SPECIFIC.items():
+            if getattr(settings, name) is not None and name not in self.reads:
+                raise UserError(f"{group}.{name}: the task {self.name} has no use for it")
+        column = settings.label_column or self.label_column
+        self.settings = replace(settings, label_column=column)
 
     # -- what training data decides ---------------------------------------------------------------
 
@@ -109,8 +79,7 @@ class Task(abc.ABC):
             UserError: columns that are not there, labels that cannot be learnt, or as `settle`.
         """
         self.settle(config)
-        if not self.settings.text_column:
-            self.settings = replace(self.settings, text_column=default_text_columns(rows))
+        self.settings = replace(self.settings, text_column=self._columns(rows))
         return []
 
     def settle(self, config: EncoderConfig) -> None:
@@ -138,24 +107,50 @@ class Task(abc.ABC):
 
     def inputs(self, rows: Rows) -> list[Any]:
         """What stands in the input columns: here a tuple of one text or two a row."""
-        names = self.settings.text_column or default_text_columns(rows)
-        columns = [rows.texts(name) for name in names]
+        columns = [rows.texts(name) for name in self._columns(rows)]
         return list(zip(*columns, strict=True))
+
+    def as_inputs(self, values: Sequence[Any]) -> list[Any]:
+        """What a caller gives, as `inputs` gives it: here texts or tuples of them.
+
+        Raises:
+            UserError: a text where the model was trained on pairs, or the other way round.
+        """
+        if isinstance(values, str):
+            raise UserError("give a list of texts, not one text")
+        inputs = [(x,) if isinstance(x, str) else tuple(x) for x in values]
+        width = len(self.settings.text_column) or (len(inputs[0]) if inputs else 1)
+        for number, row in enumerate(inputs, start=1):
+            if len(row) != width or not all(isinstance(text, str) for text in row):
+                what = "a text" if width == 1 else "a pair of texts"
+                raise UserError(f"input {number}: not {what}, which is what this model takes")
+        return inputs
+
+    def shown(self, row: Any) -> dict[str, Any]:
+        """One of `inputs` as it stands beside its answer: here under `text`."""
+        return {"text": row[0] if len(row) == 1 else list(row)}
 
     @abc.abstractmethod
     def targets(self, rows: Rows) -> list[Any]:
-        """What stands in the label column, as the loss takes it; named with its row if wrong."""
+        """What stands in the label column, one a row; named with its row if wrong."""
 
     def encode(self, inputs: Sequence[Any], tokenizer: Tokenizer) -> list[Example]:
-        """Inputs → token ids, cut to `max_length` (of a pair, the longer text first)."""
+        """Inputs → token ids, cut to `max_length` (of a pair, the longer text first).
+
+        One example an input, or several where long inputs become windows; `Example.row` tells
+        which input each is of, in ascending order.
+        """
         assert self.settings.max_length is not None
         return encode_texts(inputs, tokenizer, self.settings.max_length)
+
+    def label(self, examples: Sequence[Example], targets: Sequence[Any]) -> list[Example]:
+        """``examples`` with what is to be predicted of them, from the targets of their rows."""
+        return [replace(e, label=targets[e.row]) for e in examples]
 
     def examples(self, rows: Rows, tokenizer: Tokenizer) -> list[Example]:
         """Labelled examples for training and evaluation."""
         inputs, targets = self.inputs(rows), self.targets(rows)  # mistakes before the long work
-        encoded = self.encode(inputs, tokenizer)
-        return [replace(e, label=label) for e, label in zip(encoded, targets, strict=True)]
+        return self.label(self.encode(inputs, tokenizer), targets)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """A ragged batch of N examples; `labels` is (N,) where they have any."""
@@ -179,7 +174,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self) -> MetricCollection:
-        """Fresh metrics, to be updated with (`decide(outputs)`, labels)."""
+        """Fresh metrics, for `update`."""
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        """Let ``metrics`` see a labelled batch: here (`decide(outputs)`, labels)."""
+        metrics.update(self.decide(outputs), batch.labels)
 
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of ``metric``, one of `metrics` or `loss`, is better.
@@ -205,8 +204,24 @@ class Task(abc.ABC):
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Outputs → one JSON-ready object an example, without its text."""
 
+    def split(self, outputs: Tensor, batch: Batch) -> Sequence[Tensor]:
+        """A batch's outputs, one tensor an example: here a row of (N, C) each."""
+        return outputs.unbind()
+
+    def answers(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[dict[str, Any]]:
+        """One JSON-ready object an input, without its text.
+
+        Args:
+            inputs: as `inputs` gives them.
+            examples: as `encode` made them of ``inputs``; here one each.
+            outputs: of each example, as `split` gave it, on the CPU in fp32.
+        """
+        return self.predictions(torch.stack(list(outputs))) if outputs else []
+
     def label_name(self, label: Any) -> Any:
-        """A label of an `Example` as people write it."""
+        """One of `targets` as people write it."""
         return label
 
     def saved_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,6 +237,9 @@ class Task(abc.ABC):
         settings = asdict(self.settings)
         del settings["labels"]
         return {"task": self.name, **settings, "text_column": list(self.settings.text_column)}
+
+    def _columns(self, rows: Rows) -> tuple[str, ...]:
+        return self.settings.text_column or find_columns(rows, self.columns)
 
     @classmethod
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
@@ -251,59 +269,3 @@ def find_task(name: str) -> type[Task]:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task: {name!r} is not a subclass of tasks.base.Task")
     return found
-
-
-def encode_texts(
-    inputs: Sequence[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
-) -> list[Example]:
-    """Texts or pairs of texts → token ids with the tokenizer's special tokens.
-
-    Args:
-        inputs: tuples of one text, or all of two.
-        tokenizer: left as it is.
-        max_length: tokens at most, special ones included; of a pair the longer text is cut first.
-
-    Raises:
-        UserError: a `max_length` that leaves no room for the text.
-    """
-    pair = bool(inputs) and len(inputs[0]) == 2
-    special = tokenizer.num_special_tokens_to_add(pair)
-    if max_length <= special + pair:
-        raise UserError(
-            f"data.max_length: {max_length} leaves no room beside {special} special tokens; "
-            f"choose at least {special + pair + 1}"
-        )
-    tokenizer = _truncating(tokenizer, max_length)
-    examples: list[Example] = []
-    for start in range(0, len(inputs), 10_000):  # encodings are ten times as large as their ids
-        chunk = inputs[start : start + 10_000]
-        for encoding in tokenizer.encode_batch_fast([t if pair else t[0] for t in chunk]):
-            examples.append(
-                Example(
-                    np.asarray(encoding.ids, np.int32),
-                    np.asarray(encoding.type_ids, np.int8) if pair else None,
-                    truncated=bool(encoding.overflowing),
-                )
-            )
-    return examples
-
-
-@functools.lru_cache(maxsize=4)
-def _truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
-    """A copy that truncates: truncation is a state of the object, and others use it too."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_padding()
-    copy.enable_truncation(max_length, strategy="longest_first")
-    return copy
-
-
-def default_text_columns(rows: Rows) -> tuple[str, ...]:
-    """`text`, or `sentence1` and `sentence2`, whichever the table has."""
-    names = rows.table.column_names
-    for columns in (("text",), ("sentence1", "sentence2")):
-        if set(columns) <= set(names):
-            return columns
-    raise UserError(
-        f"{rows.path}: neither a column 'text' nor 'sentence1' and 'sentence2' among "
-        f"{', '.join(map(repr, names))}; name yours with --data.text_column"
-    )

@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.exporting.onnx import PaddedEncoder
-from tasks.base import Rows
 from tasks.heads import PooledHead, TaskModel
 from tasks.inference import Predictor
+from tasks.rows import Rows
 
 
 class PaddedClassifier(PaddedEncoder):

@@ -36,13 +36,15 @@ from mlm.training.precision import resolve_device, resolve_precision
 from mlm.training.progress import BudgetProgress
 from mlm.training.run_directory import choose_checkpoint, resumed_step, write_config
 from mlm.training.trainer import build_trainer, choose_budget
-from tasks.base import Example, Rows, Task, find_task
+from tasks.base import Task, find_task
 from tasks.datamodule import FineTuningDataModule
+from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
 from tasks.inference import Predictor
 from tasks.module import FineTuningModule, KeepBest
 from tasks.options import CheckpointOptions, DataOptions, ModelOptions, task_settings
 from tasks.reports import as_csv, as_text, model_card, read_json, write_json
+from tasks.rows import Rows
 
 _DEFAULT_EPOCHS = 3
 _SHOWN_PREDICTIONS = 200
@@ -60,6 +62,7 @@ class Prepared:
     train: list[Example]
     validation: list[Example]
     validation_inputs: list[Any]
+    validation_targets: list[Any]
 
 
 def finetune(settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,8 +142,8 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         "checkpoint": asdict(checkpoint) | {"monitor": monitor},
         "trainer": trainer,
     }
-    inputs = task.inputs(validation)
-    return Prepared(resolved, task, folder, config, examples, held_out, inputs)
+    inputs, targets = task.inputs(validation), task.targets(validation)
+    return Prepared(resolved, task, folder, config, examples, held_out, inputs, targets)
 
 
 def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
@@ -252,7 +255,7 @@ def _score_best(
             draft.write_text(as_csv(table), encoding="utf-8")
         log_table(loggers, f"val/{name}", table[0], table[1:], step)
     answers = best(prepared.validation_inputs[:_SHOWN_PREDICTIONS])
-    labels = [task.label_name(example.label) for example in prepared.validation[: len(answers)]]
+    labels = map(task.label_name, prepared.validation_targets[: len(answers)])
     shown = [a | {"expected": label} for a, label in zip(answers, labels, strict=True)]
     log_table(
         loggers,

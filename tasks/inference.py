@@ -12,10 +12,10 @@ import tokenizers
 import torch
 from torch import Tensor, nn
 
-from mlm.batch import evaluation_tokens, length_batches
-from mlm.errors import UserError
+from mlm.batch import Batch, evaluation_tokens, length_batches
 from mlm.training.precision import resolve_device, resolve_precision
-from tasks.base import Example, Task
+from tasks.base import Task
+from tasks.encoding import Example
 from tasks.folders import load_task_folder
 from tasks.heads import TaskModel
 
@@ -81,28 +81,29 @@ class Predictor:
         Raises:
             UserError: a text where the model takes pairs, or the other way round.
         """
-        rows = self._as_rows(inputs)
-        answers: list[dict[str, Any]] = [{} for _ in rows]
-        for places, outputs in self.outputs(self.task.encode(rows, self.tokenizer)):
-            for place, answer in zip(places, self.task.predictions(outputs), strict=True):
-                text = rows[place][0] if len(rows[place]) == 1 else list(rows[place])
-                answers[place] = {"text": text, **answer}
-            if progress is not None:
-                progress(len(places))
-        return answers
+        rows = self.task.as_inputs(inputs)
+        examples = self.task.encode(rows, self.tokenizer)
+        found: list[Tensor] = [torch.empty(0)] * len(examples)
+        for places, batch, outputs in self.outputs(examples):
+            for place, part in zip(places, self.task.split(outputs, batch), strict=True):
+                found[place] = part
+            if progress is not None:  # an input is done with its first window
+                progress(sum(p == 0 or examples[p].row != examples[p - 1].row for p in places))
+        answers = self.task.answers(rows, examples, found)
+        return [self.task.shown(row) | a for row, a in zip(rows, answers, strict=True)]
 
-    def outputs(self, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def outputs(self, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, Batch, Tensor]]:
         """The model's outputs, in batches of like lengths.
 
         Yields:
-            The places of a batch's examples, and their outputs on the CPU in fp32.
+            The places of a batch's examples, the batch, and its outputs on the CPU in fp32.
         """
         tokens = evaluation_tokens(self.device)
         for places in length_batches([len(e.input_ids) for e in examples], tokens):
-            batch = self.task.collate([examples[place] for place in places]).to(self.device)
+            batch = self.task.collate([examples[place] for place in places])
             with torch.inference_mode(), self._autocast():
-                outputs = self.model(batch)
-            yield places, outputs.float().cpu()
+                outputs = self.model(batch.to(self.device))
+            yield places, batch, outputs.float().cpu()
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics and mean loss over labelled examples."""
@@ -120,12 +121,11 @@ class Predictor:
         for metric in metrics.values():
             metric.distributed_available_fn = lambda: False  # this process sees all examples
         loss, count = 0.0, 0
-        for places, outputs in self.outputs(examples):
-            labels = task.collate([examples[place] for place in places]).labels
-            assert labels is not None
-            batch_loss, batch_count = task.loss(outputs, labels)
+        for _, batch, outputs in self.outputs(examples):
+            assert batch.labels is not None
+            batch_loss, batch_count = task.loss(outputs, batch.labels)
             loss, count = loss + float(batch_loss), count + int(batch_count)
-            metrics.update(task.decide(outputs), labels)
+            task.update(metrics, outputs, batch)
         mean = loss / count if count else float("nan")
         return {"loss": torch.tensor(mean, dtype=torch.float64), **metrics.compute()}
 
@@ -133,18 +133,6 @@ class Predictor:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, self.dtype)
-
-    def _as_rows(self, inputs: Sequence[Any]) -> list[tuple[str, ...]]:
-        """Texts and pairs as tuples, of as many texts as the model was trained on."""
-        if isinstance(inputs, str):
-            raise UserError("give a list of texts, not one text")
-        rows = [(x,) if isinstance(x, str) else tuple(x) for x in inputs]
-        width = len(self.task.settings.text_column) or (len(rows[0]) if rows else 1)
-        for number, row in enumerate(rows, start=1):
-            if len(row) != width or not all(isinstance(text, str) for text in row):
-                what = "a text" if width == 1 else "a pair of texts"
-                raise UserError(f"input {number}: not {what}, which is what this model takes")
-        return rows
 
 
 def _cast_weights(encoder: nn.Module, dtype: torch.dtype) -> None:

@@ -65,7 +65,7 @@ class FineTuningModule(SumLossModule):
         outputs = self.model(batch)
         loss, count = self.task.loss(outputs, batch.labels)
         self.validation_loss.update(loss / count.clamp(min=1), weight=count)
-        self.metrics.update(self.task.decide(outputs), batch.labels)
+        self.task.update(self.metrics, outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all ranks."""

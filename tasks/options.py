@@ -13,21 +13,26 @@ if TYPE_CHECKING:
 # An order of so many is made in half a minute; no GPU takes a batch that needs more.
 _MOST_IN_A_POOL = 1 << 22
 
+# What only some tasks read, and its group; `Task.reads` says which. None is not given.
+SPECIFIC = {"stride": "data"}
+
 
 @dataclass(frozen=True)
 class DataOptions:
     """Which columns are read, and how much of them at once."""
 
     text_column: str | list[str] | None = None
-    """The column with the text, or two for a pair; by default `text`, or `sentence1` and
-    `sentence2`."""
-    label_column: str = "label"
-    """The column with what is to be predicted."""
+    """The column with the text, or two for a pair; by default the task's own, mostly `text`, or
+    `sentence1` and `sentence2`."""
+    label_column: str | None = None
+    """The column with what is to be predicted; by default the task's own, mostly `label`."""
     labels: list[str | int] | None = None
     """The classes, in the order wanted; by default those of the training data, sorted."""
     max_length: int | None = None
     """Longer inputs are cut to this many tokens, of a pair the longer text first; by default the
     model's positions, at most 512."""
+    stride: int | None = None
+    """Tokens that neighbouring windows of a long input share, in tasks that read it in windows."""
     batch_size: int = 32
     """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
     length_pool: int = 32
@@ -81,14 +86,16 @@ class TaskSettings:
 
     text_column: tuple[str, ...] = ()
     """One column, or two for a pair; empty until the training table is seen."""
-    label_column: str = "label"
-    """The column with what is to be predicted."""
+    label_column: str = ""
+    """The column with what is to be predicted; empty takes the task's own."""
     labels: tuple[str, ...] = ()
     """The classes in the order of the model's outputs; empty where a task has none."""
     max_length: int | None = None
     """Longer inputs are cut to this many tokens; None takes the model's positions, at most 512."""
     pooling: str | None = None
     """`cls` or `mean`; None takes what the encoder's family is native with."""
+    stride: int | None = None
+    """Tokens that neighbouring windows of a long input share."""
 
 
 def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
@@ -101,10 +108,11 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         raise UserError("data.labels: the list is empty; leave it out to take the data's labels")
     return TaskSettings(
         text_column=tuple(columns),
-        label_column=data.label_column,
+        label_column=data.label_column or "",
         labels=tuple(map(str, data.labels or ())),
         max_length=data.max_length,
         pooling=model.pooling,
+        stride=data.stride,
     )
 
 

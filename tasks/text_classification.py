@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
-from tasks.base import Rows, Task
+from tasks.base import Task
 from tasks.heads import PooledHead
 from tasks.options import TaskSettings
+from tasks.rows import Rows
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

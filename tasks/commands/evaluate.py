@@ -61,10 +61,10 @@ def evaluate_task(args: Any) -> dict[str, float]:
     from dataclasses import replace
 
     from mlm.training.logging import say
-    from tasks.base import Rows
     from tasks.inference import Predictor
     from tasks.options import with_text_column
     from tasks.reports import as_text
+    from tasks.rows import Rows
 
     if Path(args.data.path).is_dir():
         raise UserError(f"{args.data.path}: is a folder; a fine-tuned model takes a table")

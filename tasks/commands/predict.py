@@ -73,8 +73,8 @@ def group_texts(texts: Sequence[str], predictor: Predictor) -> list[Any]:
 def read_inputs(path: str, predictor: Predictor, columns: str | list[str] | None) -> list[Any]:
     """The inputs in a file: a table with the task's columns, or a `.txt` with one a line."""
     from mlm.data.tables import read_table, read_texts
-    from tasks.base import Rows
     from tasks.options import with_text_column
+    from tasks.rows import Rows
 
     task = predictor.task
     task.settings = with_text_column(task.settings, columns)

@@ -420,7 +420,7 @@ def test_mistakes_are_one_line_and_leave_nothing(toy, pretrained, tmp_path, more
         (["text", "label"], [], "has no rows"),
         (["text", "label"], [("a", "x"), ("b", "x")], "one class only"),
         (["text", "label"], [("a", "x"), ("b", "")], "row 2: column 'label': the label is empty"),
-        (["review", "label"], [("a", "x"), ("b", "y")], "neither a column 'text'"),
+        (["review", "label"], [("a", "x"), ("b", "y")], "no column 'text', nor 'sentence1'"),
     ],
 )
 def test_bad_tables_exit_with_2(toy, pretrained, tmp_path, capsys, header, rows, named):

@@ -10,9 +10,11 @@ from toy import table, toy_config, toy_rows
 
 from mlm.errors import UserError
 from mlm.training.datamodule import From, Share
-from tasks.base import TASKS, Rows, Task, encode_texts, find_task
+from tasks.base import TASKS, Task, find_task
 from tasks.datamodule import TrainingBatches, pool_rows
+from tasks.encoding import encode_texts
 from tasks.options import DataOptions, ModelOptions, TaskSettings, task_settings, with_text_column
+from tasks.rows import Rows
 from tasks.text_classification import TextClassification
 
 
@@ -42,7 +44,7 @@ def test_columns_have_defaults(tmp_path, tokenizer):
 def test_a_table_without_the_columns_lists_those_it_has(tmp_path, tokenizer):
     config = toy_config("bert", tokenizer)
     rows = table(tmp_path, ["review", "stars"], [("x", 1), ("y", 2)])
-    with pytest.raises(UserError, match=r"neither a column 'text' nor .*'review', 'stars'"):
+    with pytest.raises(UserError, match=r"no column 'text', nor .*'review', 'stars'"):
         TextClassification(TaskSettings()).fit(rows, config)
     task = TextClassification(TaskSettings(text_column=("review",)))
     with pytest.raises(UserError, match=r"table\.csv: no column 'label' among 'review', 'stars'"):
@@ -53,6 +55,12 @@ def test_an_empty_table_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\n")
     with pytest.raises(UserError, match=r"t\.csv: has no rows"):
         Rows.read(tmp_path / "t.csv")
+
+
+def test_a_setting_that_the_task_does_not_read_is_refused():
+    settings = task_settings(DataOptions(stride=8), ModelOptions("x"))
+    with pytest.raises(UserError, match=r"data\.stride: the task regression has no use for it"):
+        find_task("regression")(settings)
 
 
 def test_more_than_two_columns_are_refused():

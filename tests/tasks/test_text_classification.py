@@ -92,7 +92,7 @@ def test_fractions_are_no_classes(tmp_path, config):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tasks.base import Rows
+    from tasks.rows import Rows
 
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": [1.0, 2.5]}), path)

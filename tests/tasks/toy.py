@@ -10,10 +10,10 @@ from mlm.checkpoint import save_folder
 from mlm.data.tokenizer import train_tokenizer
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
-from tasks.base import Rows
 from tasks.folders import save_task_folder
 from tasks.heads import TaskModel
 from tasks.options import TaskSettings
+from tasks.rows import Rows
 
 GOOD = ["wonderful", "moving", "funny", "brilliant"]
 BAD = ["dull", "clumsy", "boring", "awful"]
