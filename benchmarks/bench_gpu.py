@@ -70,7 +70,7 @@ def attention_paths(device: str, length: int, tokens: int) -> dict[str, Any]:
             try:
                 times = []
                 for _ in range(10):
-                    layout = Layout(cu_seqlens, length, backend)
+                    layout = Layout(cu_seqlens, length, tokens, backend)
                     begin = time.perf_counter()
                     attend(qkv, layout, window).sum().backward()
                     if device == "cuda":

@@ -5,7 +5,7 @@ import torch
 
 from mlm.batch import ragged
 from mlm.model.attention import BACKENDS, attend, choose_backend
-from mlm.model.layout import Layout
+from mlm.model.layout import Layout, prepare
 
 CPU_PATHS = [name for name in BACKENDS if name not in ("reference", "varlen")]
 LENGTHS = {
@@ -19,7 +19,7 @@ LENGTHS = {
 
 def layout(lengths: list[int], backend: str | None) -> Layout:
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
-    return Layout(ends, max(lengths), backend)
+    return Layout(ends, max(lengths), sum(lengths), backend)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 64])
@@ -43,7 +43,7 @@ def test_outputs_and_gradients_equal_the_reference(backend, lengths, window):
 @pytest.mark.parametrize("window", [None, 64])
 def test_sequences_of_unlike_lengths_are_padded_apart(window):
     lengths = [300, 5, 0, 280, 100, 700, 130, 1]
-    lay = Layout(torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
+    lay = layout(lengths, None)
     found = [group.layout.cu_seqlens.diff().tolist() for group in lay.groups]
     assert found == [[700], [300, 280], [130, 100], [5, 1]]
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_varlen_equals_the_reference_on_cuda(window):
     results = []
     for path, dtype in (("varlen", torch.bfloat16), ("reference", torch.float32)):
         x = qkv.to(dtype).requires_grad_()
-        y = attend(x, Layout(batch.cu_seqlens, batch.max_seqlen, path), window)
+        y = attend(x, prepare(batch, path, None), window)
         y.float().square().sum().backward()
         results.append((y.float().detach(), x.grad.float()))
     for ours, reference in zip(*results, strict=True):
