@@ -21,7 +21,11 @@ from torch.nn import functional as F
 from mlm.batch import Batch, end_to_end
 from mlm.data.masking import IGNORE_INDEX, mask_rows
 from mlm.model.heads import MaskedLanguageModel
-from mlm.objectives.cross_entropy import summed_cross_entropy
+from mlm.objectives.cross_entropy import (
+    projected_cross_entropy,
+    projects_in_pieces,
+    summed_cross_entropy,
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,10 @@ class Score(NamedTuple):
 def loss(model: MaskedLanguageModel, batch: Batch) -> Loss:
     """The loss of ``model`` on a batch that `at_rate` has masked."""
     assert batch.labels is not None
-    total = summed_cross_entropy(model(batch), batch.labels)
+    if projects_in_pieces(model.encoder.embeddings.word.weight):
+        total = projected_cross_entropy(*model.unprojected(batch), batch.labels)
+    else:
+        total = summed_cross_entropy(model(batch), batch.labels)
     return Loss(total, (batch.labels != IGNORE_INDEX).sum())
 
 
