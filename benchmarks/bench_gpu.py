@@ -3,8 +3,9 @@
     python benchmarks/bench_gpu.py
 
 Wants torch, NumPy and this repository; with transformers installed its models step beside ours. For
-each case: tokens a second, the share of the GPU's bf16 peak (MFU), and the largest memory. Results
-are written as they come, as one JSON object. `--try` runs the same in miniature on any machine.
+each case: tokens a second, the share of the GPU's bf16 peak (MFU), and the largest memory; before
+them the paths of attention, of the loss over the vocabulary, and the optimizers. Results are
+written as they come, as one JSON object. `--try` runs the same in miniature on any machine.
 """
 
 from __future__ import annotations
@@ -14,15 +15,22 @@ import importlib.util
 import json
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_pretrain_step import Case, in_turns, names, speed
 from common import RESULTS, machine, median_ratio, versions
+from torch import Tensor
+from torch.nn import functional as F
 
 from mlm.model.attention import BACKENDS, attend
+from mlm.model.heads import MaskedLanguageModel
 from mlm.model.layout import Layout
+from mlm.objectives.cross_entropy import projected_cross_entropy
+from mlm.training.optimizers import OPTIMIZERS, OptimizerOptions, build_optimizer
 
 # The most wanted first: what does not fit into the time is left out, and said so.
 CASES = [
@@ -30,11 +38,17 @@ CASES = [
     Case("modern", "base", 1024, 64, "cuda", compile=True),
     Case("modern", "large", 512, 64, "cuda", compile=True),
     Case("modern", "base", 8192, 4, "cuda", compile=True),
-    Case("modern", "large", 8192, 4, "cuda", compile=True, recompute=True),
+    Case("modern", "base", 8192, 4, "cuda", compile=True, all_global=True),
+    Case("bert", "base", 512, 128, "cuda", compile="reduce-overhead"),
     Case("bert", "base", 512, 128, "cuda"),
+    Case("modern", "large", 8192, 4, "cuda", compile=True, recompute=True),
     Case("bert", "base", 128, 512, "cuda", compile=True),
 ]
-MINIATURE = [Case("bert", "tiny", 32, 4), Case("modern", "tiny", 64, 2, recompute=True)]
+MINIATURE = [
+    Case("bert", "tiny", 32, 4),
+    Case("modern", "tiny", 64, 2, recompute=True),
+    Case("modern", "tiny", 256, 1, all_global=True),
+]
 # Only these are timed beside the peers too: each side takes a minute to compile.
 BESIDE = 2
 
@@ -58,27 +72,76 @@ def measure(case: Case, which: list[str], steps: int) -> dict[str, Any]:
     return found
 
 
+def milliseconds(run: Callable[[], Any], device: str, rounds: int = 10) -> float | str:
+    """The median of some rounds after two, or what went wrong."""
+    times = []
+    try:
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - begin))
+    except (RuntimeError, ImportError) as error:  # not on this device, or out of memory
+        return str(error).splitlines()[0][:100]
+    return statistics.median(times[2:])
+
+
 def attention_paths(device: str, length: int, tokens: int) -> dict[str, Any]:
     """Milliseconds of attention, forward and backward, by each path that runs on the device."""
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     found: dict[str, Any] = {"case": f"attention, {tokens // length} x {length}, 12 heads of 64"}
+    shape = (tokens, 3, 12, 64)
+    qkv = torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=True)
+
+    def run(backend: str, window: int | None) -> None:
+        layout = Layout(cu_seqlens, length, tokens, backend)
+        attend(qkv, layout, window).sum().backward()
+
     for backend in [name for name in BACKENDS if name != "reference"]:
         for window in (None, 64):
-            qkv = torch.randn(
-                tokens, 3, 12, 64, dtype=torch.bfloat16, device=device, requires_grad=True
+            found[f"{backend}, window {window}"] = milliseconds(
+                partial(run, backend, window), device
             )
-            try:
-                times = []
-                for _ in range(10):
-                    layout = Layout(cu_seqlens, length, backend)
-                    begin = time.perf_counter()
-                    attend(qkv, layout, window).sum().backward()
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                    times.append(1e3 * (time.perf_counter() - begin))
-                found[f"{backend}, window {window}"] = statistics.median(times[2:])
-            except (RuntimeError, ImportError) as error:  # not on this device, or out of memory
-                found[f"{backend}, window {window}"] = str(error).splitlines()[0][:100]
+    return found
+
+
+def losses(device: str, positions: int, width: int, vocabulary: int) -> dict[str, Any]:
+    """Milliseconds and memory of the projection to the vocabulary and its loss, with gradients."""
+    hidden = torch.randn(positions, width, device=device, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device=device, requires_grad=True)
+    labels = torch.randint(0, vocabulary, (positions,), device=device)
+    plain = partial(F.cross_entropy, reduction="sum")
+    paths: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: plain(F.linear(hidden, weight).float(), labels),
+        "in pieces": lambda: projected_cross_entropy(hidden, weight, None, labels),
+    }
+    if device == "cuda":
+        paths["plain, compiled"] = torch.compile(paths["plain"])
+
+    def run(loss: Callable[[], Tensor]) -> None:
+        with torch.autocast(device, torch.bfloat16):
+            total = loss()
+        torch.autograd.grad(total, [hidden, weight])
+
+    found: dict[str, Any] = {"case": f"loss, {positions} x {width} x {vocabulary}, bf16"}
+    for name, loss in paths.items():
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        found[name] = milliseconds(partial(run, loss), device)
+        if device == "cuda":
+            found[f"{name}, peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def optimizers(device: str, size: str) -> dict[str, Any]:
+    """Milliseconds of a step of each optimizer for *modern* of a size."""
+    found: dict[str, Any] = {"case": f"optimizers, modern {size}"}
+    for name in OPTIMIZERS:
+        model = MaskedLanguageModel(Case("modern", size, 512, 1).config).to(device)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        found[name] = milliseconds(build_optimizer(model, OptimizerOptions(name)).step, device)
     return found
 
 
@@ -104,6 +167,8 @@ def main() -> None:
         args.output.write_text(json.dumps(whole, indent=2) + "\n")
 
     keep(attention_paths(device, *((64, 256) if args.trial else (512, 65_536))))
+    keep(losses(device, *((64, 32, 500) if args.trial else (9_830, 768, 30_522))))
+    keep(optimizers(device, "tiny" if args.trial else "base"))
     peers = importlib.util.find_spec("transformers") is not None
     for number, case in enumerate(MINIATURE if args.trial else CASES):
         if time.perf_counter() - begin > args.limit:

@@ -32,6 +32,7 @@ from mlm.memory import keep_freed_memory
 from mlm.model.config import SIZES, EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
+from mlm.training.compiling import Mode, compiled
 from mlm.training.flops import flops_per_token, peak_flops
 
 RATE = 0.15
@@ -52,25 +53,29 @@ class Case:
     sequences: int
     device: str = "cpu"
     precision: str = "bf16"
-    compile: bool = False
-    """All sides, by torch.compile."""
+    compile: bool | Mode = False
+    """All sides, their losses included, by torch.compile; or one of its modes."""
     recompute: bool = False
     """Ours alone, each layer in the backward pass."""
+    all_global: bool = False
+    """Without local layers; for ours alone."""
 
     @property
     def name(self) -> str:
         how = [self.precision]
-        how += ["compiled"] if self.compile else []
+        how += ["compiled"] if self.compile is True else [self.compile] if self.compile else []
         how += ["layers recomputed"] if self.recompute else []
+        how += ["all layers global"] if self.all_global else []
         return f"{self.family} {self.size}, {self.sequences} x {self.length}, {', '.join(how)}"
 
     @property
     def config(self) -> EncoderConfig:
         positions = max(512, self.length)
         vocab_size = VOCABULARY.get(self.size, 30_522)
-        return preset(
+        config = preset(
             self.family, self.size, vocab_size=vocab_size, max_position_embeddings=positions
         )
+        return config.replace(attention=("global",)) if self.all_global else config
 
 
 class Side:
@@ -155,9 +160,7 @@ def contenders(case: Case, which: list[str]) -> dict[str, Side]:
             (model, our_loss(model)) if name == "ours" else (peers[name], their_loss(peers[name]))
         )
         module.to(case.device).train()
-        if case.compile:
-            module.compile()
-        sides[name] = Side(module, loss, case.precision)
+        sides[name] = Side(module, compiled(loss, case.compile), case.precision)
     return sides
 
 

@@ -34,7 +34,8 @@ class Batch:
     labels: Tensor | None = None
     """What is to be predicted: (M,) original ids in pretraining, the task's own otherwise."""
     masked_positions: Tensor | None = None
-    """(M,) int64 in [0, T): the positions that the masked-LM head reads, ascending."""
+    """(M,) int64 in [0, T): the positions that the masked-LM head reads, ascending but for 0s whose
+    labels are ignored."""
     replacements: Tensor | None = None
     """(M,) int64: what stands there when masked: 80 % [MASK], 10 % random, 10 % as it was."""
     mask_thresholds: Tensor | None = None

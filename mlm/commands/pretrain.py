@@ -22,6 +22,7 @@ class CheckpointOptions:
 
 def add_arguments(parser: CommandParser) -> None:
     """The options of ``mlm pretrain``."""
+    from mlm.training.compiling import Mode
     from mlm.training.datamodule import DataOptions
     from mlm.training.guards import GuardOptions
     from mlm.training.logging import LoggingOptions
@@ -47,7 +48,13 @@ def add_arguments(parser: CommandParser) -> None:
         help="how long the run is; the schedules follow it",
     )
     add("--seed", type=int, default=0, help="of everything random")
-    add("--compile", type=bool, default=False, help="compile the model with torch.compile")
+    add(
+        "--compile",
+        type=bool | Mode,
+        default=False,
+        help="compile the training step with torch.compile: true, or one of its modes; "
+        "reduce-overhead and max-autotune record CUDA graphs",
+    )
     add_activation_checkpointing(parser)
     parser.add_class_arguments(GuardOptions)
     parser.add_class_arguments(DataOptions, "data")

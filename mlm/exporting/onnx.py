@@ -31,9 +31,13 @@ class PaddedLayout(Layout):
     def __init__(self, attention_mask: Tensor) -> None:
         sequences, longest = attention_mask.shape
         starts = torch.arange(sequences + 1, device=attention_mask.device) * longest
-        super().__init__(starts, longest, "matmul")
+        super().__init__(starts, longest, sequences * longest, "matmul")
         self.real = attention_mask.bool()  # (B, S)
-        self.slots = None
+
+    @property
+    def slots(self) -> None:
+        """None: the tokens stand where they are."""
+        return None
 
     def _build_visible(self, window: int | None) -> Tensor:
         if window is None:

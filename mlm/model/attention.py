@@ -22,6 +22,8 @@ from mlm.model.layout import Layout, neighbourhoods
 
 # Above this length `matmul` does not keep the (B, N, S, S) weights for the backward pass.
 _MATMUL_MAX_SEQLEN = 1024
+# `varlen_attn` knows windows from here on.
+_WINDOWS_IN_VARLEN = torch.__version__ >= "2.11"
 # Queries at a time, in `pieces` and at least in `banded`.
 _PIECE, _BLOCK = 256, 64
 
@@ -61,7 +63,8 @@ def choose_backend(
     What is fastest was measured: see benchmarks/LOG.md.
     """
     sixteen = dtype in (torch.float16, torch.bfloat16)
-    if device == "cuda" and sixteen and dropout == 0.0:
+    windowed = window is None or _WINDOWS_IN_VARLEN
+    if device == "cuda" and sixteen and dropout == 0.0 and windowed:
         return "varlen"
     if device != "cpu":
         return "sdpa"
@@ -108,8 +111,8 @@ def _varlen(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> 
 
     query, key, value = qkv.unbind(1)
     cu, longest = layout.cu_seqlens, layout.max_seqlen
-    sides = (-1, -1) if window is None else (window, window)
-    mixed = varlen_attn(query, key, value, cu, cu, longest, longest, window_size=sides)
+    sides: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
+    mixed = varlen_attn(query, key, value, cu, cu, longest, longest, **sides)
     assert isinstance(mixed, Tensor)  # a tuple only where more than the output is asked for
     return mixed
 

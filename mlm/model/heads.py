@@ -32,9 +32,18 @@ class MaskedLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         init_weights(self, config)
 
+    def features(self, hidden: Tensor) -> Tensor:
+        """(M, D) → (M, D): what is projected to the vocabulary."""
+        features: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return features
+
+    def projection(self, word_embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(V, D) → weight (V, D) and bias (V,) of the projection."""
+        return word_embedding, self.bias
+
     def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
         """(M, D) and (V, D) → (M, V) logits."""
-        return F.linear(self.norm(self.activation(self.dense(hidden))), word_embedding, self.bias)
+        return F.linear(self.features(hidden), *self.projection(word_embedding))
 
 
 class LinearLMHead(nn.Module):
@@ -44,6 +53,14 @@ class LinearLMHead(nn.Module):
         super().__init__()
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         init_weights(self, config)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """(M, D) as it is."""
+        return hidden
+
+    def projection(self, word_embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight (V, D) of the map, and no bias; the word embedding is not used."""
+        return self.decoder.weight, None
 
     def forward(self, hidden: Tensor, word_embedding: Tensor) -> Tensor:
         """(M, D) → (M, V) logits; the word embedding is not used."""
@@ -71,7 +88,20 @@ class MaskedLanguageModel(nn.Module):
         Returns:
             (M, V) at ``batch.masked_positions``, or (T, V) where that is None.
         """
-        hidden = self.encoder(batch)
-        if batch.masked_positions is not None:
-            hidden = hidden.index_select(0, batch.masked_positions)
-        return self.head(hidden, self.encoder.embeddings.word.weight)
+        return self.head(self._read(batch), self.encoder.embeddings.word.weight)
+
+    def unprojected(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The logits before their projection, for losses that do not want them all at once.
+
+        Returns:
+            hidden (M, D), weight (V, D) and bias (V,) or None: hidden · weightᵀ + bias is what
+            `forward` gives.
+        """
+        features = self.head.features(self._read(batch))
+        return features, *self.head.projection(self.encoder.embeddings.word.weight)
+
+    def _read(self, batch: Batch) -> Tensor:
+        hidden: Tensor = self.encoder(batch)
+        if batch.masked_positions is None:
+            return hidden
+        return hidden.index_select(0, batch.masked_positions)

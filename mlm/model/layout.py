@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,25 +33,27 @@ class Group(NamedTuple):
 
 @dataclass
 class Layout:
-    """The geometry of a batch; what a path asks for is built when it first does."""
+    """The geometry of a batch; what a path asks for is built when it first does.
+
+    `torch.compile` follows all of it but `groups`, so that an encoder is one graph.
+    """
 
     cu_seqlens: Tensor
+    """(B + 1,) int32: where each sequence starts, and T at the end."""
     max_seqlen: int
+    """S."""
+    num_tokens: int
+    """T, a Python int as S is, so that neither a device nor `torch.compile` has to stop for it."""
     backend: str | None = None
     """A path to insist on; None chooses by device, precision, dropout and length."""
     weights: list[list[Tensor]] | None = None
     """Where `reference` leaves its weights: a list a layer of B tensors (N, s, s)."""
+    _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
-    @functools.cached_property
+    @property
     def slots(self) -> Tensor | None:
         """(T,) int64: each token's place in the padded layout (B · S); None where it is equal."""
-        lengths = self.cu_seqlens.diff()
-        tokens = int(self.cu_seqlens[-1])
-        if tokens == lengths.numel() * self.max_seqlen:
-            return None
-        gaps = torch.arange(lengths.numel(), device=lengths.device) * self.max_seqlen
-        shift = gaps - self.cu_seqlens[:-1]
-        return torch.arange(tokens, device=lengths.device) + shift.repeat_interleave(lengths)
+        return self._once("slots", self._build_slots)
 
     @functools.cached_property
     def groups(self) -> list[Group]:
@@ -79,10 +81,6 @@ class Layout:
         """(T,) int64: where each token stands among the tokens of all `groups`, end to end."""
         return torch.cat([group.tokens for group in self.groups]).argsort()
 
-    @functools.cached_property
-    def _made(self) -> dict[Any, Any]:
-        return {}
-
     def visible(self, window: int | None) -> Tensor | None:
         """(B or 1, 1, S or 1, S) bool: which keys a query sees; None where it sees them all.
 
@@ -109,9 +107,22 @@ class Layout:
         return self._once(key, lambda: self._build_band(window, block, dtype))
 
     def _once(self, key: Any, build: Callable[[], Any]) -> Any:
+        # A layer that is recomputed may not change what is outside it. The compiler finds out by
+        # itself what is the same in all of them.
+        if torch.compiler.is_dynamo_compiling():
+            return build()
         if key not in self._made:
             self._made[key] = build()
         return self._made[key]
+
+    def _build_slots(self) -> Tensor | None:
+        lengths, device = self.cu_seqlens.diff(), self.cu_seqlens.device
+        if self.num_tokens == lengths.numel() * self.max_seqlen:
+            return None
+        shift = torch.arange(lengths.numel(), device=device) * self.max_seqlen
+        shift = shift - self.cu_seqlens[:-1]
+        shift = shift.repeat_interleave(lengths, output_size=self.num_tokens)
+        return torch.arange(self.num_tokens, device=device) + shift
 
     def _build_visible(self, window: int | None) -> Tensor | None:
         place = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
@@ -126,8 +137,8 @@ class Layout:
         return ((real[:, None] & near) | ~real[..., None])[:, None]
 
     def _build_band(self, window: int, block: int, dtype: torch.dtype) -> Tensor:
-        tokens, device = int(self.cu_seqlens[-1]), self.cu_seqlens.device
-        place = torch.arange(-(-tokens // block) * block, device=device)
+        device = self.cu_seqlens.device
+        place = torch.arange(-(-self.num_tokens // block) * block, device=device)
         # Counted from 1, so that 0, which stands beyond the ends, is no one's; filler has the last.
         sequence = torch.bucketize(place, self.cu_seqlens, right=True)
         queries = sequence.view(-1, 1, block, 1)
@@ -141,7 +152,8 @@ def _group(starts: np.ndarray, lengths: np.ndarray) -> Group:
     ends = np.cumsum(lengths)
     tokens = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
     cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    return Group(torch.from_numpy(tokens.astype(np.int64)), Layout(cu_seqlens, int(lengths.max())))
+    layout = Layout(cu_seqlens, int(lengths.max()), len(tokens))
+    return Group(torch.from_numpy(tokens.astype(np.int64)), layout)
 
 
 def _as_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -157,4 +169,4 @@ def neighbourhoods(blocks: Tensor) -> Tensor:
 
 def prepare(batch: Batch, backend: str | None, weights: list[list[Tensor]] | None) -> Layout:
     """The layout of ``batch``."""
-    return Layout(batch.cu_seqlens, batch.max_seqlen, backend, weights)
+    return Layout(batch.cu_seqlens, batch.max_seqlen, batch.num_tokens, backend, weights)

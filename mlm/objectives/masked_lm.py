@@ -21,7 +21,11 @@ from torch.nn import functional as F
 from mlm.batch import Batch, end_to_end
 from mlm.data.masking import IGNORE_INDEX, mask_rows
 from mlm.model.heads import MaskedLanguageModel
-from mlm.objectives.cross_entropy import summed_cross_entropy
+from mlm.objectives.cross_entropy import (
+    projected_cross_entropy,
+    projects_in_pieces,
+    summed_cross_entropy,
+)
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
     Args:
         batch: from `collate`.
         rate: share of the ordinary tokens to mask, at most `collate`'s ``max_rate``.
-        capacity: a length to pad the masked positions to, so that their number stands still for
-            `torch.compile`; a padded position is 0 and its label is `IGNORE_INDEX`.
+        capacity: a number of masked positions that stands still for `torch.compile`, and that no
+            device has to count. Where a candidate is not taken, and at the end, the position is 0
+            and the label `IGNORE_INDEX`.
 
     Returns:
         A batch with masked `input_ids`, and `masked_positions` and `labels` of those alone.
@@ -112,12 +117,17 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
     assert batch.mask_thresholds is not None
     assert batch.replacements is not None
     assert batch.labels is not None
+    positions, labels = batch.masked_positions, batch.labels
     taken = batch.mask_thresholds <= rate
-    positions, labels = batch.masked_positions[taken], batch.labels[taken]
-    input_ids = batch.input_ids.index_copy(0, positions, batch.replacements[taken])
-    if capacity is not None:
+    input_ids = batch.input_ids.index_copy(
+        0, positions, torch.where(taken, batch.replacements, labels)
+    )
+    if capacity is None:
+        positions, labels = positions[taken], labels[taken]
+    else:
         missing = (0, capacity - positions.numel())
-        positions, labels = F.pad(positions, missing), F.pad(labels, missing, value=IGNORE_INDEX)
+        positions = F.pad(torch.where(taken, positions, 0), missing)
+        labels = F.pad(torch.where(taken, labels, IGNORE_INDEX), missing, value=IGNORE_INDEX)
     return replace(
         batch,
         input_ids=input_ids,
@@ -151,7 +161,10 @@ class Score(NamedTuple):
 def loss(model: MaskedLanguageModel, batch: Batch) -> Loss:
     """The loss of ``model`` on a batch that `at_rate` has masked."""
     assert batch.labels is not None
-    total = summed_cross_entropy(model(batch), batch.labels)
+    if projects_in_pieces(model.encoder.embeddings.word.weight):
+        total = projected_cross_entropy(*model.unprojected(batch), batch.labels)
+    else:
+        total = summed_cross_entropy(model(batch), batch.labels)
     return Loss(total, (batch.labels != IGNORE_INDEX).sum())
 
 

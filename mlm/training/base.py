@@ -16,7 +16,12 @@ from mlm.data.keys import mix
 from mlm.errors import RunError
 from mlm.training.budget import Budget, Spent
 from mlm.training.clock import Clock
-from mlm.training.gradients import all_reduce_sum, gradient_factor, rescale_gradients
+from mlm.training.gradients import (
+    all_reduce_sum,
+    clip_factor,
+    gradient_factor,
+    rescale_gradients,
+)
 from mlm.training.optimizers import OptimizerOptions, build_optimizer, set_learning_rate
 from mlm.training.schedules import learning_rate_factor
 
@@ -35,7 +40,7 @@ class SumLossModule(LightningModule):
 
     Automatic optimization: Lightning accumulates, clips and steps. This class follows the budget,
     sets the learning rate, keys dropout, and rescales the gradients to the global count of targets
-    before they are clipped, so that one rank, two ranks and accumulation take the same step.
+    where it clips them, so that one rank, two ranks and accumulation take the same step.
 
     Subclasses say what a batch's sums are, and how to validate.
     """
@@ -71,6 +76,7 @@ class SumLossModule(LightningModule):
         self.step_metrics: dict[str, float] = {}
         """What the last finished step had, over all ranks and micro-batches."""
         self._constant = 1.0 / expected_count
+        self._factor = 1.0  # of the step's gradients, see `gradient_factor`
 
     @abstractmethod
     def sums(self, batch: Batch) -> Sums:
@@ -125,18 +131,15 @@ class SumLossModule(LightningModule):
         return loss * self._constant
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the gradients of sums into those of the mean over the global batch's targets."""
+        """Add up what all ranks did, and find what makes a mean of the gradients of their sums."""
         # One rank's clock decides for all, so that all of them stop at the same step.
         seconds = self.clock.read(self.spent.steps + 1) if self.global_rank == 0 else 0.0
         mine = torch.tensor([seconds, self.stop_asked], dtype=torch.float64, device=self.device)
         tally = all_reduce_sum(torch.cat([self._tally, mine])).tolist()
         loss, targets, tokens, seconds, stop = tally
         trainer = self.trainer
-        rescale_gradients(
-            self.model,
-            gradient_factor(
-                self._constant, targets, trainer.world_size, trainer.accumulate_grad_batches
-            ),
+        self._factor = gradient_factor(
+            self._constant, targets, trainer.world_size, trainer.accumulate_grad_batches
         )
         self.step_metrics = {
             "train/loss": loss / max(targets, 1.0),
@@ -154,19 +157,22 @@ class SumLossModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and let no step through whose loss or gradient is not finite.
+        """Make the gradients those of the mean and clip them; nothing not finite goes through.
+
+        Both are one factor, so that they are read and written once.
 
         Raises:
-            RunError: so, where that is not to be skipped.
+            RunError: a step's loss or gradient is not finite, and that is not to be skipped.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        self.step_metrics["gradient_norm"] = float(norm)
+        norm = self._factor * float(nn.utils.get_total_norm(gradients))
+        self.step_metrics["gradient_norm"] = norm
         if self._is_finite():
-            if gradient_clip_algorithm == "value":
+            by_value = gradient_clip_algorithm == "value"
+            clips = clip_factor(norm, None if by_value else gradient_clip_val)
+            rescale_gradients(self.model, self._factor * clips)
+            if by_value:
                 self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            elif gradient_clip_val:
-                nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
             return
         what = ", ".join(f"{n} {self.step_metrics[n]:g}" for n in ("train/loss", "gradient_norm"))
         if self.on_nonfinite == "stop":

@@ -2,7 +2,7 @@
 
 A loss is the sum over the global batch's targets divided by their global count. The count is known
 only when all micro-batches of all ranks are done, so backward takes each sum times a constant, and
-the finished gradients are rescaled once, before they are clipped.
+the finished gradients are rescaled once, together with their clipping.
 """
 
 from __future__ import annotations
@@ -37,3 +37,12 @@ def gradient_factor(constant: float, count: float, world_size: int, accumulation
         accumulation: micro-batches a step, over which Lightning takes the mean.
     """
     return world_size * accumulation / (constant * max(count, 1.0))
+
+
+def clip_factor(norm: float, limit: float | None) -> float:
+    """What brings gradients of this norm down to ``limit``, as `torch.nn.utils` has it.
+
+    >>> clip_factor(0.5, 1.0), round(clip_factor(4.0, 1.0), 4), clip_factor(4.0, None)
+    (1.0, 0.25, 1.0)
+    """
+    return min(1.0, limit / (norm + 1e-6)) if limit else 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torchmetrics import MeanMetric
 
 from mlm.batch import Batch
@@ -9,6 +11,7 @@ from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
 from mlm.training.base import SumLossModule, Sums
 from mlm.training.budget import Budget
+from mlm.training.compiling import Mode, compiled, may_vary
 from mlm.training.datamodule import VALIDATION_RATE, DataOptions
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.schedules import falling
@@ -26,7 +29,7 @@ class PretrainingModule(SumLossModule):
         optimizer: OptimizerOptions,
         budget: Budget,
         seed: int = 0,
-        still: bool = False,
+        compile: bool | Mode = False,
     ) -> None:
         """
         Args:
@@ -35,12 +38,14 @@ class PretrainingModule(SumLossModule):
             optimizer: the optimizer and its schedule.
             budget: the length of the run.
             seed: of dropout.
-            still: pad the masked positions to one length for the whole run, for `torch.compile`.
+            compile: see `compiled`; batches must be of still shapes, and their masked positions are
+                padded to one number for the whole run.
         """
         tokens = data.batch_size * data.sequence_length
         super().__init__(model, optimizer, budget, seed, expected_count=VALIDATION_RATE * tokens)
         self.data = data
-        self.still = still
+        self.still = bool(compile)
+        self._loss = compiled(masked_lm.loss, compile)
         self.validation_loss = MeanMetric()
         self.validation_accuracy = MeanMetric()
 
@@ -51,10 +56,14 @@ class PretrainingModule(SumLossModule):
 
     def sums(self, batch: Batch) -> Sums:
         """Mask at the present rate, and score."""
-        highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
-        capacity = int(batch.num_tokens * highest) + 1 if self.still else None
+        capacity = None
+        if self.still:
+            may_vary(batch.cu_seqlens)
+            rows = batch.num_tokens // self.data.sequence_length
+            highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
+            capacity = rows * math.ceil(self.data.sequence_length * highest)
         masked = masked_lm.at_rate(batch, self.masking_rate, capacity)
-        return Sums(*masked_lm.loss(self.model, masked))
+        return Sums(*self._loss(self.model, masked))
 
     def extra_metrics(self) -> dict[str, float]:
         """The rate that moves with the budget."""

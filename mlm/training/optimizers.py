@@ -177,17 +177,46 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Returns:
         (B, m, n) in the dtype of ``matrices``, computed in bfloat16 where the device multiplies it.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     low = torch.bfloat16 if has_bf16(matrices.device.type) else torch.float32
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     x = x.to(low)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    # Two to one is where the second way begins to need less arithmetic.
+    wide = x.shape[-1] >= 2 * x.shape[-2]
+    pieces = [min(3, steps - done) for done in range(0, steps, 3)] if wide else [1] * steps
+    for piece in pieces:
+        x = _iterate_by_gram(x, piece) if wide else _iterate(x)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+# x ← (a + b xxᵀ + c (xxᵀ)²) x
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def _iterate(x: Tensor) -> Tensor:
+    """One step, (B, m, n) → (B, m, n)."""
+    gram = x @ x.mT
+    factor = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+    return torch.baddbmm(x, factor, x, beta=_A)
+
+
+def _iterate_by_gram(x: Tensor, steps: int) -> Tensor:
+    """Some steps on xxᵀ alone, (m, m), whose factors commute; x is multiplied once, by them all.
+
+    Rounding errors of the small singular values grow with each step away from x: three steps are
+    more exact than three of `_iterate`, five are wrong (benchmarks/LOG.md).
+    """
+    gram = x @ x.mT
+    whole = None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+        factor.diagonal(dim1=-2, dim2=-1).add_(_A)
+        whole = factor if whole is None else factor @ whole
+        if step + 1 < steps:
+            gram = factor @ gram @ factor
+    return x if whole is None else whole @ x
 
 
 def _build_muon(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ from mlm.objectives import masked_lm
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
+from mlm.training.compiling import check_compile
 from mlm.training.datamodule import (
     VALIDATION_RATE,
     DataOptions,
@@ -76,7 +77,9 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     device = resolve_device(trainer_settings["accelerator"])
     precision = resolve_precision(trainer_settings["precision"], device)
     trainer_settings["precision"] = precision
-    seed, still = settings["seed"], settings["compile"]
+    seed, compile = settings["seed"], settings["compile"]
+    accumulation = trainer_settings["accumulate_grad_batches"]
+    check_compile(compile, accumulation)
 
     store = TokenStore.open(settings["store"])
     rows = num_rows(store.split("train").ends, data.sequence_length)
@@ -99,13 +102,12 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         resolved["model"].pop(name)  # the store's tokenizer says
     _say_what_runs(model.config, device, precision, data)
     model.encoder.recompute = settings["activation_checkpointing"]
-    if still:
-        model.compile()
 
-    module = PretrainingModule(model, data, optimizer, budget, seed, still)
+    module = PretrainingModule(model, data, optimizer, budget, seed, compile)
     guard(module, guards, run_dir)
-    accumulation = trainer_settings["accumulate_grad_batches"]
-    datamodule = PretrainingDataModule(store, data, seed, accumulation, still, guards.stall_timeout)
+    datamodule = PretrainingDataModule(
+        store, data, seed, accumulation, bool(compile), guards.stall_timeout
+    )
     lengths = row_lengths(store.split("train"), data.sequence_length)
     mean_rate = (data.mlm_probability + data.mlm_probability_end) / 2
     token_flops = flops_per_token(model.config, lengths, mean_rate)

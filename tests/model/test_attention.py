@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mlm.batch import ragged
 from mlm.model.attention import BACKENDS, attend, choose_backend
 from mlm.model.layout import Layout
 
@@ -19,7 +18,7 @@ LENGTHS = {
 
 def layout(lengths: list[int], backend: str | None) -> Layout:
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
-    return Layout(ends, max(lengths), backend)
+    return Layout(ends, max(lengths), sum(lengths), backend)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 64])
@@ -43,7 +42,7 @@ def test_outputs_and_gradients_equal_the_reference(backend, lengths, window):
 @pytest.mark.parametrize("window", [None, 64])
 def test_sequences_of_unlike_lengths_are_padded_apart(window):
     lengths = [300, 5, 0, 280, 100, 700, 130, 1]
-    lay = Layout(torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths))
+    lay = layout(lengths, None)
     found = [group.layout.cu_seqlens.diff().tolist() for group in lay.groups]
     assert found == [[700], [300, 280], [130, 100], [5, 1]]
     torch.manual_seed(0)
@@ -104,6 +103,12 @@ def test_the_path_follows_from_device_precision_dropout_and_length(
     assert choose_backend(device, dtype, dropout, length) == path
 
 
+def test_windows_that_the_kernel_does_not_know_take_another_path(monkeypatch):
+    monkeypatch.setattr("mlm.model.attention._WINDOWS_IN_VARLEN", False)
+    paths = [choose_backend("cuda", torch.bfloat16, 0.0, 512, window) for window in (None, 64)]
+    assert paths == ["varlen", "sdpa"]
+
+
 def test_a_narrow_window_of_a_long_sequence_is_cut_into_blocks_on_a_cpu():
     def path(length, window):
         return choose_backend("cpu", torch.bfloat16, 0.0, length, window)
@@ -134,15 +139,18 @@ def test_without_gradients_a_cpu_takes_the_fused_kernel_in_fp32():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("window", [None, 4])
-def test_varlen_equals_the_reference_on_cuda(window):
+@pytest.mark.parametrize("path", ["varlen", "sdpa", "matmul", "pieces", "banded"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("window", [None, 4, 64])
+def test_paths_equal_the_reference_on_cuda(path, lengths, window):
     torch.manual_seed(0)
-    batch = ragged([[1] * n for n in (1, 9, 300, 2, 170)]).to("cuda")
-    qkv = torch.randn(batch.num_tokens, 3, 2, 64, device="cuda")
+    qkv = torch.randn(sum(lengths), 3, 2, 64, device="cuda")
     results = []
-    for path, dtype in (("varlen", torch.bfloat16), ("reference", torch.float32)):
+    for name, dtype in ((path, torch.bfloat16), ("reference", torch.float32)):
         x = qkv.to(dtype).requires_grad_()
-        y = attend(x, Layout(batch.cu_seqlens, batch.max_seqlen, path), window)
+        lay = layout(lengths, name)
+        lay.cu_seqlens = lay.cu_seqlens.cuda()
+        y = attend(x, lay, window)
         y.float().square().sum().backward()
         results.append((y.float().detach(), x.grad.float()))
     for ours, reference in zip(*results, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mlm.data.masking import mask_tokens
+from mlm.data.masking import IGNORE_INDEX, mask_tokens
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.masked_lm import Vocabulary, at_rate, collate, loss, score
@@ -80,29 +80,13 @@ def test_score_is_a_sum():
     torch.testing.assert_close(found.sum / found.targets, mean)
 
 
-def test_ragged_batches_of_still_shapes_are_not_compiled_again_and_again():
-    torch.manual_seed(0)
-    model = MaskedLanguageModel(preset("modern", "tiny", vocab_size=200))
-    compiled = 0
-
-    def count(graph, inputs):
-        nonlocal compiled
-        compiled += 1
-        return graph.forward
-
-    model.compile(backend=count)
-    rng = np.random.default_rng(0)
-    counts, sequences = [], set()
-    for step in range(40):
-        data = [
-            [rng.integers(5, 200, n - 2) for n in np.diff([0, *np.sort(cuts), 64]) if n > 2]
-            for cuts in rng.integers(0, 64, (8, rng.integers(1, 8)))
-        ]
-        made = collate(data, range(step, step + 8), VOCABULARY, 0.3, still_length=64)
-        batch = at_rate(made, 0.2, capacity=154)
-        loss(model, batch).sum.backward()
-        counts.append(compiled)
-        sequences.add(batch.num_sequences)
-    assert len(sequences) > 3  # the batches do differ
-    assert counts[0] > 0
-    assert counts[-1] == counts[20]
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.3])
+def test_a_padded_mask_holds_what_a_plain_one_does(rate):
+    made = collate(rows(), range(6), VOCABULARY, 0.3)
+    plain, padded = at_rate(made, rate), at_rate(made, rate, capacity=100)
+    assert torch.equal(plain.input_ids, padded.input_ids)
+    counts = padded.labels != IGNORE_INDEX
+    assert torch.equal(padded.masked_positions[counts], plain.masked_positions)
+    assert torch.equal(padded.labels[counts], plain.labels)
+    assert not padded.masked_positions[~counts].any()
+    assert padded.masked_positions.numel() == padded.labels.numel() == 100

@@ -1,6 +1,7 @@
 """Groups, Muon against its formula, AdamW against torch's."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -58,6 +59,31 @@ def test_orthogonalize_brings_singular_values_near_one():
         # A square random matrix has a few values near 0, which five steps do not lift all the way.
         assert values.quantile(0.05) > 0.4
         assert values.max() < 1.3
+
+
+def by_the_formula(matrices, dtype):
+    """Five steps as the formula has them."""
+    x = (matrices / torch.linalg.matrix_norm(matrices, keepdim=True)).to(dtype)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.double()
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("shape", [(32, 32), (32, 40), (32, 64), (64, 32), (32, 88), (176, 32)])
+def test_orthogonalize_follows_the_iteration(shape, smallest):
+    """As exactly as the formula in bf16, however fast the singular values fall."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(3, *shape), full_matrices=False)
+    values = torch.logspace(0, math.log10(smallest), min(shape))
+    matrices = (u * values) @ v
+    exact = by_the_formula(matrices, torch.float64)
+    found = orthogonalize(matrices)
+    assert found.dtype == torch.float32
+    allowed = (by_the_formula(matrices, torch.bfloat16) - exact).norm()
+    assert (found - exact).norm() < max(allowed, 0.1 * exact.norm())
+    assert torch.linalg.svdvals(found).max() < 1.25
 
 
 def test_a_muon_step_follows_the_formula():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mlm.checkpoint import load_masked_lm, read_folder
 from mlm.data.store import TokenStore
@@ -108,6 +109,39 @@ def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
         curves.append(losses(run))
     for other in curves[1:]:
         assert other == pytest.approx(curves[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--trainer.gradient_clip_val 0.5",
+        "--trainer.gradient_clip_val 1000",
+        "--trainer.gradient_clip_val null",
+        "--trainer.gradient_clip_val 0.01 --trainer.gradient_clip_algorithm value",
+    ],
+)
+def test_the_optimizer_gets_clipped_gradients_of_the_mean(pretrain_settings, tmp_path, words):
+    seen = []
+
+    def look(optimizer, args, kwargs):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        flat = torch.cat([g.flatten() for g in gradients])
+        seen.append((flat.norm().item(), flat.abs().max().item()))
+
+    handle = register_optimizer_step_post_hook(look)
+    try:
+        pretrain(pretrain_settings(f"{words} --budget 4steps --optimizer.lr 0.01"))
+    finally:
+        handle.remove()
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")["gradient_norm"]
+    told = [norm for norm in rows if norm is not None]  # a validation has a row too
+    assert len(seen) == 4
+    for (norm, largest), before in zip(seen, told, strict=True):
+        assert 0.5 < before < 1000
+        if "value" in words:
+            assert largest == pytest.approx(0.01)
+        else:
+            assert norm == pytest.approx(0.5 if "0.5" in words else before, rel=1e-4)
 
 
 def test_activation_checkpointing_changes_no_loss(pretrain_settings, tmp_path, monkeypatch):
