@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TASKS: dict[str, str] = {
     "text_classification": "tasks.text_classification.TextClassification",
     "regression": "tasks.regression.Regression",
+    "token_classification": "tasks.token_classification.TokenClassification",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -50,8 +51,8 @@ class Task(abc.ABC):
     """Its name in `TASKS`; a class of your own has its dotted path, and need not say so."""
     layout: ClassVar[str] = "sequence_classification"
     """The kind of model folder that holds it; see mlm/checkpoint.py."""
-    monitor: ClassVar[str]
-    """The metric that decides which state is best."""
+    monitor: str
+    """The metric that decides which state is best; what is learnt from may change it."""
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("sentence1", "sentence2"))
     """The input columns that are looked for, in this order, where none are named."""
     label_column: ClassVar[str] = "label"
