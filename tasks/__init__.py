@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Classifier", "Tagger"]
+__all__ = ["Classifier", "QuestionAnswerer", "Tagger"]
 
 if TYPE_CHECKING:
-    from tasks.inference import Classifier, Tagger
+    from tasks.inference import Classifier, QuestionAnswerer, Tagger
 
 
 def __getattr__(name: str) -> Any:

@@ -38,6 +38,7 @@ TASKS: dict[str, str] = {
     "text_classification": "tasks.text_classification.TextClassification",
     "regression": "tasks.regression.Regression",
     "token_classification": "tasks.token_classification.TokenClassification",
+    "question_answering": "tasks.question_answering.QuestionAnswering",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.

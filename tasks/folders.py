@@ -20,6 +20,7 @@ from tasks.options import ModelOptions
 TASK_OF_LAYOUT = {
     "sequence_classification": "text_classification",
     "token_classification": "token_classification",
+    "question_answering": "question_answering",
 }
 
 

@@ -11,6 +11,7 @@ outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -97,6 +98,21 @@ class TokenHead(nn.Module):
         """(T, D) → (T, C) in fp32."""
         hidden = self.dropout(self.norm(self.activation(self.dense(hidden))))
         return linear_fp32(self.classifier, hidden)
+
+
+class SpanHead(TokenHead):
+    """How likely a span begins, and ends, at each token: a `TokenHead` of two outputs, padded."""
+
+    def __init__(self, config: EncoderConfig, dropout: float = 0.0) -> None:
+        super().__init__(config, 2, dropout)
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(T, D) → (N, S, 2) in fp32, −∞ beyond a sequence's end."""
+        logits = super().forward(hidden, batch)
+        places = torch.arange(batch.max_seqlen, device=hidden.device)
+        there = places < batch.sequence_lengths[:, None]  # (N, S)
+        padded = logits.new_full((*there.shape, 2), -math.inf)
+        return padded.masked_scatter(there[..., None], logits)
 
 
 def linear_fp32(linear: nn.Linear, x: Tensor) -> Tensor:

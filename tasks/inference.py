@@ -179,3 +179,15 @@ class Tagger(OneTask):
     """
 
     takes = "token_classification"
+
+
+class QuestionAnswerer(OneTask):
+    """Answers to questions, out of a context each.
+
+    >>> pair = ("Where did she go?", "She left for Paris.")
+    >>> QuestionAnswerer.from_pretrained("runs/xquad_en/model")([pair])  # doctest: +SKIP
+    [{'question': 'Where did she go?', 'context': 'She left for Paris.', 'answer': 'Paris',
+    'start': 13, 'end': 18, 'score': 0.9}]
+    """
+
+    takes = "question_answering"

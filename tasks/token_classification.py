@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mlm.batch import Batch, ragged
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
-from tasks.encoding import Example, encode_words
+from tasks.encoding import Example
 from tasks.heads import TokenHead
 from tasks.options import TaskSettings
 from tasks.rows import Rows
@@ -38,7 +38,7 @@ from tasks.sentences import (
 )
 from tasks.tags import OUTSIDE, Word, entities, mark_entities
 from tasks.text_classification import sort_labels
-from tasks.windowed import WindowTask
+from tasks.windows import WindowTask, encode_words
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

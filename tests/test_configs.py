@@ -131,8 +131,14 @@ def tagged(i):
     return {"tokens": [str(i), "cats", "and", "dogs"], "ner_tags": ["O", "B-PET", "O", "B-PET"]}
 
 
+def asked(i):
+    context = f"{i} cats and dogs"
+    answer = {"answer_text": ["cats"], "answer_start": [context.index("cats")]}
+    return {"question": "who", "context": context, **answer}
+
+
 # What stands in a row, where that is not texts and a label.
-ROWS = {"token_classification": tagged}
+ROWS = {"token_classification": tagged, "question_answering": asked}
 
 
 def table(folder, loaded):

@@ -19,12 +19,12 @@ from mlm.data.tokenizer import train_tokenizer
 from mlm.errors import UserError
 from mlm.training.metrics_csv import read_metrics
 from tasks import Tagger
-from tasks.encoding import cut, encode_words, most_context, windows
 from tasks.inference import Predictor
 from tasks.options import TaskSettings
 from tasks.rows import Rows
 from tasks.tags import entities, split_words
 from tasks.token_classification import IGNORED, TokenClassification
+from tasks.windows import cut, encode_words, most_context, windows
 
 
 @pytest.fixture(scope="session")

@@ -112,3 +112,16 @@ def tagged_rows(count: int, seed: int) -> list[dict]:
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def question_rows(count: int, seed: int) -> list[dict]:
+    """Contexts in which one word decides, and that is the answer."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [draw.choice(FILLER) for _ in range(draw.randint(10, 30))]
+        place, answer = draw.randrange(len(words)), draw.choice(GOOD + BAD)
+        words[place] = answer
+        row = {"question": "is it a film", "context": " ".join(words), "answer_text": [answer]}
+        rows.append(row | {"answer_start": [len(" ".join([*words[:place], ""]))]})
+    return rows
