@@ -13,7 +13,7 @@ import abc
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,7 +27,7 @@ from mlm.model.config import EncoderConfig
 from mlm.model.pooling import POOLINGS
 from tasks.encoding import Example, encode_texts
 from tasks.heads import default_pooling
-from tasks.options import SPECIFIC, TaskSettings
+from tasks.options import SPECIFIC, TaskSettings, read_settings
 from tasks.rows import Rows, find_columns
 
 if TYPE_CHECKING:
@@ -246,9 +246,7 @@ class Task(abc.ABC):
     @classmethod
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
         """The task of a model folder: from what `info` gave, and the folder's labels."""
-        known = {f.name: info[f.name] for f in fields(TaskSettings) if f.name in info}
-        known["text_column"] = tuple(known.get("text_column", ()))
-        return cls(TaskSettings(**known, labels=tuple(labels)))
+        return cls(read_settings(info, labels))
 
 
 def find_task(name: str) -> type[Task]:

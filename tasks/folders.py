@@ -42,8 +42,11 @@ def load_task_folder(
     """
     folder = read_folder(directory)
     kind = task_class(folder, task)
-    restored = kind.restore(folder.info, folder.labels or ())
-    restored.settle(folder.config)
+    try:
+        restored = kind.restore(folder.info, folder.labels or ())
+        restored.settle(folder.config)
+    except UserError as error:
+        raise UserError(f"{folder.directory}/config.json: {error}") from None
     model = TaskModel(folder.config, restored.build_head(folder.config))
     load_state(model, folder.state, folder.directory)
     return model.eval(), restored, folder.tokenizer

@@ -238,7 +238,7 @@ class QuestionAnswering(WindowTask):
     @classmethod
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
         """Its two outputs have names in the folder that are no labels."""
-        columns = tuple(info.get("text_column", ())) or _COLUMNS
+        columns = info.get("text_column") or _COLUMNS
         task = super().restore({**info, "text_column": columns}, ())
         task.no_answer = bool(info.get("no_answer", False))
         return task

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 import string
 import subprocess
 import sys
@@ -518,3 +519,24 @@ def test_mistakes_are_one_line_and_leave_nothing(asked, pretrained, tmp_path, ca
         (line,) = capsys.readouterr().err.splitlines()
         assert named in line
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stride": "x"}, r"mlm\.stride: 'x' is not a whole number"),
+        ({"stride": -3}, r"data\.stride: -3 must be at least 0"),
+        ({"max_length": "x"}, r"mlm\.max_length: 'x' is not a whole number"),
+        ({"max_length": 1000}, "beyond the model's 64 positions"),
+        ({"text_column": 5}, r"mlm\.text_column: 5 is not a list of texts"),
+        ({"label_column": ["a"]}, r"mlm\.label_column: \['a'\] is not a text"),
+        ({"pooling": "cls"}, r"model\.pooling: .* reads every token"),
+    ],
+)
+def test_a_folder_that_lies_about_the_task_is_one_line(answerer, tmp_path, change, message):
+    shutil.copytree(answerer, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["mlm"] |= change
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config\.json: .*{message}|checksum"):
+        QuestionAnswerer.from_pretrained(tmp_path / "m")
