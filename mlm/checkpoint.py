@@ -69,6 +69,7 @@ _PIPELINES = {
     "masked_lm": "fill-mask",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
+    "question_answering": "question-answering",
     "encoder": "feature-extraction",
 }
 

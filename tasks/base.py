@@ -13,7 +13,7 @@ import abc
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,7 +27,7 @@ from mlm.model.config import EncoderConfig
 from mlm.model.pooling import POOLINGS
 from tasks.encoding import Example, encode_texts
 from tasks.heads import default_pooling
-from tasks.options import SPECIFIC, TaskSettings
+from tasks.options import SPECIFIC, TaskSettings, read_settings
 from tasks.rows import Rows, find_columns
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TASKS: dict[str, str] = {
     "text_classification": "tasks.text_classification.TextClassification",
     "regression": "tasks.regression.Regression",
+    "token_classification": "tasks.token_classification.TokenClassification",
+    "question_answering": "tasks.question_answering.QuestionAnswering",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -50,8 +52,8 @@ class Task(abc.ABC):
     """Its name in `TASKS`; a class of your own has its dotted path, and need not say so."""
     layout: ClassVar[str] = "sequence_classification"
     """The kind of model folder that holds it; see mlm/checkpoint.py."""
-    monitor: ClassVar[str]
-    """The metric that decides which state is best."""
+    monitor: str
+    """The metric that decides which state is best; what is learnt from may change it."""
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("sentence1", "sentence2"))
     """The input columns that are looked for, in this order, where none are named."""
     label_column: ClassVar[str] = "label"
@@ -244,9 +246,7 @@ class Task(abc.ABC):
     @classmethod
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
         """The task of a model folder: from what `info` gave, and the folder's labels."""
-        known = {f.name: info[f.name] for f in fields(TaskSettings) if f.name in info}
-        known["text_column"] = tuple(known.get("text_column", ()))
-        return cls(TaskSettings(**known, labels=tuple(labels)))
+        return cls(read_settings(info, labels))
 
 
 def find_task(name: str) -> type[Task]:

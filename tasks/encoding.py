@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from mlm.errors import UserError
 
+CHUNK = 10_000  # encodings are ten times as large as their ids
+
 
 @dataclass(frozen=True)
 class Example:
@@ -27,6 +29,8 @@ class Example:
     """Whether something of the input was cut off."""
     row: int = 0
     """Which of the inputs that were encoded together it is, or is a window of; from 0."""
+    places: np.ndarray | None = None
+    """(s,) or (s, 2) int32: where in its input a token stands, as its task counts; -1 nowhere."""
 
 
 def encode_texts(
@@ -43,16 +47,11 @@ def encode_texts(
         UserError: a `max_length` that leaves no room for the text.
     """
     pair = bool(inputs) and len(inputs[0]) == 2
-    special = tokenizer.num_special_tokens_to_add(pair)
-    if max_length <= special + pair:
-        raise UserError(
-            f"data.max_length: {max_length} leaves no room beside {special} special tokens; "
-            f"choose at least {special + pair + 1}"
-        )
+    check_length(tokenizer, pair, max_length)
     tokenizer = _truncating(tokenizer, max_length)
     examples: list[Example] = []
-    for start in range(0, len(inputs), 10_000):  # encodings are ten times as large as their ids
-        chunk = inputs[start : start + 10_000]
+    for start in range(0, len(inputs), CHUNK):
+        chunk = inputs[start : start + CHUNK]
         for encoding in tokenizer.encode_batch_fast([t if pair else t[0] for t in chunk]):
             examples.append(
                 Example(
@@ -63,6 +62,21 @@ def encode_texts(
                 )
             )
     return examples
+
+
+def check_length(tokenizer: Tokenizer, pair: bool, max_length: int) -> int:
+    """How many tokens of text fit beside the special ones.
+
+    Raises:
+        UserError: fewer than one a text.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair)
+    if max_length <= special + pair:
+        raise UserError(
+            f"data.max_length: {max_length} leaves no room beside {special} special tokens; "
+            f"choose at least {special + pair + 1}"
+        )
+    return max_length - special
 
 
 @functools.lru_cache(maxsize=4)

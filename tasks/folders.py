@@ -16,6 +16,13 @@ from tasks.base import TASKS, Task, find_task
 from tasks.heads import TaskModel
 from tasks.options import ModelOptions
 
+# The task of a folder that names none: of those that transformers saved.
+TASK_OF_LAYOUT = {
+    "sequence_classification": "text_classification",
+    "token_classification": "token_classification",
+    "question_answering": "question_answering",
+}
+
 
 def load_task_folder(
     directory: str | Path, task: str | type[Task] | None = None
@@ -35,8 +42,11 @@ def load_task_folder(
     """
     folder = read_folder(directory)
     kind = task_class(folder, task)
-    restored = kind.restore(folder.info, folder.labels or ())
-    restored.settle(folder.config)
+    try:
+        restored = kind.restore(folder.info, folder.labels or ())
+        restored.settle(folder.config)
+    except UserError as error:
+        raise UserError(f"{folder.directory}/config.json: {error}") from None
     model = TaskModel(folder.config, restored.build_head(folder.config))
     load_state(model, folder.state, folder.directory)
     return model.eval(), restored, folder.tokenizer
@@ -49,8 +59,10 @@ def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> typ
             f"{folder.directory}: is a pretrained model without a task; fine-tune it first "
             "(mlm finetune)"
         )
-    outputs = len(folder.labels or ())
-    named = str(folder.info.get("task", "text_classification" if outputs > 1 else "regression"))
+    usual = TASK_OF_LAYOUT.get(folder.head, "")
+    if usual == "text_classification" and len(folder.labels or ()) == 1:
+        usual = "regression"
+    named = str(folder.info.get("task", usual))
     kind = find_task(task) if isinstance(task, str) else task
     if kind is None and named in TASKS:
         kind = find_task(named)
@@ -87,14 +99,14 @@ def start_model(
 
 
 def same_head(folder: ModelFolder, config: EncoderConfig) -> bool:
-    """Whether the folder's head does below its last map what a pooled head does there.
+    """Whether the folder's head does below its last map what a task's head does there.
 
-    A masked-LM head has dense, activation and norm, as ModernBERT's pooled head; BERT's pooler
+    A masked-LM head has dense, activation and norm, as ModernBERT's other heads; BERT's pooler
     has a tanh that no masked-LM head was trained with. BERT's bare encoder comes with its pooler.
     """
     if folder.head == "masked_lm":
         return config.pooler == config.lm_head == "transform"
-    return folder.head in ("sequence_classification", "encoder")
+    return folder.head in ("encoder", *TASK_OF_LAYOUT)
 
 
 def load_state(model: TaskModel, state: dict[str, Tensor], directory: Path) -> None:

@@ -1,14 +1,17 @@
-"""What stands on an encoder to answer a question about a whole text.
+"""What stands on an encoder to answer a question about a whole text, or about each of its tokens.
 
     hidden (T, D) ─ pooling ─ (N, D) ─ dense, activation, norm, dropout ─ classifier ─ (N, C)
+    hidden (T, D) ─ dense, activation, norm in ModernBERT ─ dropout ─ classifier ─ (T, C)
 
-Each pooler is that of a family in transformers, so that a folder opens there unchanged.
+Each head is that of a family in transformers, so that a folder opens there unchanged.
 
-Shapes: ``T`` tokens in all, ``N`` sequences, ``D`` model width, ``C`` outputs.
+Shapes: ``T`` tokens in all, ``N`` sequences of ``S`` tokens at most, ``D`` model width, ``C``
+outputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -68,11 +71,57 @@ class PooledHead(nn.Module):
     def classify(self, pooled: Tensor) -> Tensor:
         """(N, D) → (N, C) in fp32."""
         pooled = self.dropout(self.norm(self.activation(self.dense(pooled))))
-        # 16 bit would round logits, and a number such as 3.97 to 3.97 ± 0.01.
-        with torch.autocast(pooled.device.type, enabled=False):
-            return F.linear(
-                pooled.float(), self.classifier.weight.float(), self.classifier.bias.float()
-            )
+        return linear_fp32(self.classifier, pooled)
+
+
+class TokenHead(nn.Module):
+    """A vector a token → ``num_outputs`` numbers a token.
+
+    Args:
+        config: the encoder's; with the pooler `transform`, as in ModernBERT, dense, activation and
+            norm stand before the classifier, and nothing does otherwise.
+        num_outputs: C.
+        dropout: before the classifier, in training.
+    """
+
+    def __init__(self, config: EncoderConfig, num_outputs: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        whole, width = config.pooler == "transform", config.hidden_size
+        self.dense = nn.Linear(width, width, bias=config.bias) if whole else nn.Identity()
+        self.activation = build_activation(config) if whole else nn.Identity()
+        self.norm = build_norm(config) if whole else nn.Identity()
+        self.dropout = Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, num_outputs)
+        init_weights(self, config)
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(T, D) → (T, C) in fp32."""
+        hidden = self.dropout(self.norm(self.activation(self.dense(hidden))))
+        return linear_fp32(self.classifier, hidden)
+
+
+class SpanHead(TokenHead):
+    """How likely a span begins, and ends, at each token: a `TokenHead` of two outputs, padded."""
+
+    def __init__(self, config: EncoderConfig, dropout: float = 0.0) -> None:
+        super().__init__(config, 2, dropout)
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(T, D) → (N, S, 2) in fp32, −∞ beyond a sequence's end."""
+        logits = super().forward(hidden, batch)
+        places = torch.arange(batch.max_seqlen, device=hidden.device)
+        there = places < batch.sequence_lengths[:, None]  # (N, S)
+        padded = logits.new_full((*there.shape, 2), -math.inf)
+        return padded.masked_scatter(there[..., None], logits)
+
+
+def linear_fp32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``linear`` in fp32 even under autocast.
+
+    16 bit would round logits, and a number such as 3.97 to 3.97 ± 0.01.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), linear.weight.float(), linear.bias.float())
 
 
 def default_pooling(config: EncoderConfig) -> str:
@@ -90,5 +139,5 @@ class TaskModel(nn.Module):
         self.head = head
 
     def forward(self, batch: Batch) -> Tensor:
-        """The head's outputs: (N, C) for a pooled head."""
+        """The head's outputs: (N, C) for a pooled head, (T, C) for one that reads every token."""
         return self.head(self.encoder(batch), batch)

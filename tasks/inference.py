@@ -142,14 +142,10 @@ def _cast_weights(encoder: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-class Classifier(Predictor):
-    """Labels for texts.
+class OneTask(Predictor):
+    """A `Predictor` for models of one task."""
 
-    >>> Classifier.from_pretrained("runs/sst2/model")(["a gripping film"])  # doctest: +SKIP
-    [{'text': 'a gripping film', 'label': '1', 'score': 0.98, 'scores': {'0': 0.02, '1': 0.98}}]
-    """
-
-    takes: ClassVar[str] = "text_classification"
+    takes: ClassVar[str]
 
     @classmethod
     def from_pretrained(
@@ -161,3 +157,37 @@ class Classifier(Predictor):
     ) -> Self:
         """As `Predictor.from_pretrained`; a folder of another task is refused."""
         return super().from_pretrained(directory, device, precision, task or cls.takes)
+
+
+class Classifier(OneTask):
+    """Labels for texts.
+
+    >>> Classifier.from_pretrained("runs/sst2/model")(["a gripping film"])  # doctest: +SKIP
+    [{'text': 'a gripping film', 'label': '1', 'score': 0.98, 'scores': {'0': 0.02, '1': 0.98}}]
+    """
+
+    takes = "text_classification"
+
+
+class Tagger(OneTask):
+    """Tags of words, and entities in texts.
+
+    >>> Tagger.from_pretrained("runs/conll2003/model")(["She left Paris"])  # doctest: +SKIP
+    [{'text': 'She left Paris', 'tokens': ['She', 'left', 'Paris'], 'tags': ['O', 'O', 'B-LOC'],
+    'entities': [{'type': 'LOC', 'text': 'Paris', 'start': 9, 'end': 14, 'start_word': 2,
+    'end_word': 3, 'score': 0.99}]}]
+    """
+
+    takes = "token_classification"
+
+
+class QuestionAnswerer(OneTask):
+    """Answers to questions, out of a context each.
+
+    >>> pair = ("Where did she go?", "She left for Paris.")
+    >>> QuestionAnswerer.from_pretrained("runs/xquad_en/model")([pair])  # doctest: +SKIP
+    [{'question': 'Where did she go?', 'context': 'She left for Paris.', 'answer': 'Paris',
+    'start': 13, 'end': 18, 'score': 0.9}]
+    """
+
+    takes = "question_answering"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from mlm.errors import UserError
 
@@ -96,6 +97,36 @@ class TaskSettings:
     """`cls` or `mean`; None takes what the encoder's family is native with."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share."""
+
+
+# How a field of `TaskSettings` is declared: what it is in JSON, and whether a value is that.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a text", lambda v: isinstance(v, str)),
+    "str | None": ("a text or null", lambda v: isinstance(v, str | None)),
+    "int | None": ("a whole number or null", lambda v: v is None or type(v) is int),
+    "tuple[str, ...]": (
+        "a list of texts",
+        lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
+    ),
+}
+
+
+def read_settings(info: Mapping[str, Any], labels: Sequence[str]) -> TaskSettings:
+    """What a model folder keeps under "mlm" of a task's settings.
+
+    Raises:
+        UserError: a value of another kind, by its key.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(TaskSettings):
+        if field.name not in info or field.name == "labels":
+            continue
+        value = values[field.name] = info[field.name]
+        name, fits = _KINDS.get(str(field.type), ("", lambda _: True))
+        if not fits(value):
+            raise UserError(f"mlm.{field.name}: {value!r} is not {name}")
+    values["text_column"] = tuple(values.get("text_column", ()))
+    return TaskSettings(**values, labels=tuple(labels))
 
 
 def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:

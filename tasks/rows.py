@@ -37,7 +37,9 @@ class Rows:
         return text_column(self.table, column, self.path)
 
 
-def find_columns(rows: Rows, known: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def find_columns(
+    rows: Rows, known: Sequence[tuple[str, ...]], option: str = "data.text_column"
+) -> tuple[str, ...]:
     """The first of ``known`` whose columns the table has; a `UserError` where it has none."""
     names = rows.table.column_names
     for columns in known:
@@ -46,5 +48,5 @@ def find_columns(rows: Rows, known: Sequence[tuple[str, ...]]) -> tuple[str, ...
     wanted = ", nor ".join(" and ".join(map(repr, columns)) for columns in known)
     raise UserError(
         f"{rows.path}: no column {wanted} among {', '.join(map(repr, names))}; "
-        "name yours with --data.text_column"
+        f"name yours with --{option}"
     )

@@ -1,6 +1,7 @@
 """Every YAML under configs/ opens with what to expect, loads, builds and runs."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -126,18 +127,35 @@ def pretrain(workshop, name):
     return run / "model"
 
 
+def tagged(i):
+    return {"tokens": [str(i), "cats", "and", "dogs"], "ner_tags": ["O", "B-PET", "O", "B-PET"]}
+
+
+def asked(i):
+    context = f"{i} cats and dogs"
+    answer = {"answer_text": ["cats"], "answer_start": [context.index("cats")]}
+    return {"question": "who", "context": context, **answer}
+
+
+# What stands in a row, where that is not texts and a label.
+ROWS = {"token_classification": tagged, "question_answering": asked}
+
+
 def table(folder, loaded):
     """A table with the columns that a config reads."""
     data = loaded["data"]
     columns = data["text_column"] or "text"
     columns = columns if isinstance(columns, list) else [columns]
-    number = loaded["task"] == "regression"
-    rows = ["\t".join([*columns, data["label_column"]])]
-    for i in range(24):
-        label = str(i % 5) if number else ["no", "yes"][i % 2]
-        rows.append("\t".join([f"{i} cats and dogs"] * len(columns) + [label]))
-    (folder / "rows.tsv").write_text("\n".join(rows) + "\n")
-    return str(folder / "rows.tsv")
+
+    def labelled(i):
+        label = i % 5 if loaded["task"] == "regression" else ["no", "yes"][i % 2]
+        texts = dict.fromkeys(columns, f"{i} cats and dogs")
+        return texts | {data["label_column"] or "label": label}
+
+    rows = map(ROWS.get(loaded["task"], labelled), range(24))
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 @pytest.mark.slow

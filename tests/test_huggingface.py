@@ -79,7 +79,10 @@ def open_with(auto_class, directory):
 @torch.no_grad()
 def their_logits(model) -> torch.Tensor:
     _, padded, mask = mixed_lengths()
-    logits = model(input_ids=padded, attention_mask=mask).logits
+    outputs = model(input_ids=padded, attention_mask=mask)
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits, outputs.end_logits], -1)[mask.bool()]
+    logits = outputs.logits
     return logits[mask.bool()] if logits.dim() == 3 else logits
 
 
@@ -114,7 +117,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
         assert tensor.is_contiguous()
 
 
-def classifier(config, pooling: str | None) -> nn.Module:
+def classifier(config, pooling: str | None, outputs: int = 3) -> nn.Module:
     """The tensors of a native classifier: ``pooling`` None for one answer a token."""
     width = config.hidden_size
     model = nn.Module()
@@ -125,7 +128,7 @@ def classifier(config, pooling: str | None) -> nn.Module:
         model.head.dense = nn.Linear(width, width, bias=config.bias or not modern)
     if modern:
         model.head.norm = nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
-    model.head.classifier = nn.Linear(width, len(LABELS))
+    model.head.classifier = nn.Linear(width, outputs)
     return model
 
 
@@ -151,13 +154,17 @@ def classifier_logits(model, config, pooling: str | None) -> torch.Tensor:
     [
         ("bert", "sequence_classification", "cls"),
         ("bert", "token_classification", None),
+        ("bert", "question_answering", None),
         ("modern", "sequence_classification", "cls"),
         ("modern", "sequence_classification", "mean"),
         ("modern", "token_classification", None),
+        ("modern", "question_answering", None),
         ("roberta", "sequence_classification", "cls"),
         ("roberta", "token_classification", None),
+        ("roberta", "question_answering", None),
         ("distilbert", "sequence_classification", "cls"),
         ("distilbert", "token_classification", None),
+        ("distilbert", "question_answering", None),
         ("eurobert", "sequence_classification", "cls"),
         ("eurobert", "sequence_classification", "mean"),
         ("eurobert", "token_classification", None),
@@ -165,7 +172,8 @@ def classifier_logits(model, config, pooling: str | None) -> torch.Tensor:
 )
 def test_classifiers_give_their_logits(tmp_path, family, head, pooling):
     config = CONFIGS[family]
-    model = classifier(config, pooling).eval()
+    labels = ["LABEL_0", "LABEL_1"] if head == "question_answering" else LABELS
+    model = classifier(config, pooling, len(labels)).eval()
     state = random_state(model)
     model.load_state_dict(state)
     info = {"task": "text_classification"} | ({"pooling": pooling} if pooling else {})
@@ -176,15 +184,16 @@ def test_classifiers_give_their_logits(tmp_path, family, head, pooling):
         state=state,
         tokenizer=tokenizer(),
         info=info,
-        labels=LABELS,
+        labels=labels,
     )
     auto_class = {
         "sequence_classification": transformers.AutoModelForSequenceClassification,
         "token_classification": transformers.AutoModelForTokenClassification,
+        "question_answering": transformers.AutoModelForQuestionAnswering,
     }[head]
     theirs = open_with(auto_class, tmp_path / "ours")
     assert type(theirs).__name__ == native_class(config, head, pooling).name
-    assert theirs.config.id2label == dict(enumerate(LABELS))
+    assert theirs.config.id2label == dict(enumerate(labels))
     ours = classifier_logits(model, config, pooling)
     assert (ours - their_logits(theirs)).abs().max() < 1e-4
 
@@ -194,7 +203,7 @@ def test_classifiers_give_their_logits(tmp_path, family, head, pooling):
     )
     for place in ("ours", "theirs"):
         folder = read_folder(tmp_path / place)
-        assert (folder.head, folder.labels, folder.info) == (head, LABELS, info)
+        assert (folder.head, folder.labels, folder.info) == (head, labels, info)
         assert_same(folder.state, state)
         build_encoder(folder)
 
@@ -222,7 +231,8 @@ def test_token_ids_are_the_same(tmp_path, kind):
 @pytest.mark.parametrize("size", SIZES)
 def test_every_preset_is_native(family, size):
     config = preset(family, size)
-    for head in ("masked_lm", "sequence_classification", "token_classification"):
+    heads = ("masked_lm", "sequence_classification", "token_classification", "question_answering")
+    for head in heads:
         assert native_class(config, head).name
         values = json.loads(json.dumps(write_config(config, head, ["a", "b"], "cls")))
         back = read_config(values, FAMILIES[values["model_type"]])

@@ -88,6 +88,7 @@ BERT = Family(
         "token_classification": Head(
             "BertForTokenClassification", {"head.classifier": "classifier"}
         ),
+        "question_answering": Head("BertForQuestionAnswering", {"head.classifier": "qa_outputs"}),
         "encoder": Head("BertModel", _POOLER),
     },
     modules=encoder_modules("bert."),

@@ -26,6 +26,9 @@ DISTILBERT = Family(
         "token_classification": Head(
             "DistilBertForTokenClassification", {"head.classifier": "classifier"}
         ),
+        "question_answering": Head(
+            "DistilBertForQuestionAnswering", {"head.classifier": "qa_outputs"}
+        ),
         "encoder": Head("DistilBertModel", {}),
     },
     modules={

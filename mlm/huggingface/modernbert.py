@@ -88,6 +88,7 @@ MODERNBERT = Family(
         "token_classification": Head(
             "ModernBertForTokenClassification", _CLASSIFIER, fixed=_POOLER
         ),
+        "question_answering": Head("ModernBertForQuestionAnswering", _CLASSIFIER, fixed=_POOLER),
         "encoder": Head("ModernBertModel", {}),
     },
     modules={

@@ -64,6 +64,9 @@ ROBERTA = Family(
         "token_classification": Head(
             "RobertaForTokenClassification", {"head.classifier": "classifier"}
         ),
+        "question_answering": Head(
+            "RobertaForQuestionAnswering", {"head.classifier": "qa_outputs"}
+        ),
         "encoder": Head("RobertaModel", {"head.dense": "roberta.pooler.dense"}),
     },
     modules=encoder_modules("roberta."),

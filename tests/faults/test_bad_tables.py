@@ -27,18 +27,29 @@ from tasks.rows import Rows
 
 PAIRS = [("sentence1", "sentence2", "label"), *((f"a {i}", f"b {i}", i % 3) for i in range(9))]
 SINGLES = [("text", "label"), *((f"text {i}", i % 3) for i in range(9))]
+TAGGED = [{"tokens": ["a", f"b{i}", "c"], "ner_tags": ["O", "B-X", "I-X"]} for i in range(9)]
+ASKED = [
+    {"question": "who", "context": f"a {i}", "answer_text": ["a"], "answer_start": [0]}
+    for i in range(9)
+]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """{what it is: a model folder}: an encoder, and fine-tuned models of both tasks."""
+    """{what it is: a model folder}: an encoder, and a fine-tuned model of each task."""
     root = tmp_path_factory.mktemp("models")
     config = small_config()
     save_masked_lm(root / "encoder", config)
-    for name, rows in (("text_classification", SINGLES), ("regression", PAIRS)):
-        (root / "rows.csv").write_bytes(as_csv(rows))
+    learnt = {
+        "text_classification": ("rows.csv", as_csv(SINGLES)),
+        "regression": ("rows.csv", as_csv(PAIRS)),
+        "token_classification": ("rows.jsonl", as_jsonl(TAGGED)),
+        "question_answering": ("rows.jsonl", as_jsonl(ASKED)),
+    }
+    for name, (file, content) in learnt.items():
+        (root / file).write_bytes(content)
         task = find_task(name)(TaskSettings())
-        task.fit(Rows.read(root / "rows.csv"), config)
+        task.fit(Rows.read(root / file), config)
         torch.manual_seed(0)
         model = TaskModel(config, task.build_head(config))
         save_task_folder(root / name, model.state_dict(), config, task, tokenizer())
@@ -51,28 +62,32 @@ def as_csv(rows, **dialect):
     return file.getvalue().encode()
 
 
+def as_jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 @pytest.fixture
 def attempt(folders, tmp_path, capsys):
     """A command on tables, held to its promise: (exit code, standard output, its lines)."""
 
-    def attempt(command, task, name, content, other=b"", *options):
+    def attempt(command, task, name, content, other=("other.csv", b""), *options):
         place = tmp_path / "place"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         (place / name).write_bytes(content)
-        (place / "other.csv").write_bytes(other)
+        (place / other[0]).write_bytes(other[1])
         model = folders["encoder" if command in ("finetune", "embed") else task]
         tables = {
             "embed": ["--input", place / name, "--output", place / "result.npy"],
             "predict": ["--input", place / name, "--output", place / "result"],
             "evaluate": ["--data", place / name, "--output", place / "result"],
-            "finetune": ["--train", place / name, "--validation", place / "other.csv"],
+            "finetune": ["--train", place / name, "--validation", place / other[0]],
         }[command]
         if command == "finetune":
             tables += ["--run_dir", place / "result", "--task", task]
         code = main([command, "--model", str(model), *map(str, tables), *options])
         out, err = capsys.readouterr()
-        left = {path.name for path in place.iterdir()} - {name, "other.csv"}
+        left = {path.name for path in place.iterdir()} - {name, other[0]}
         if code == 0:
             assert left <= {"result", "result.npy"}
         else:
@@ -168,6 +183,80 @@ def table(draw):
     return f"table{ending}", content
 
 
+WORDS = st.one_of(st.sampled_from(["a", "b1", "Naïve", "你好"]), TEXTS)
+TAGS = st.sampled_from([*(["O", "B-X", "I-X"] * 8), "B-", "I-Y", "X", "", "1"])
+SMALL = st.sampled_from([0, 0, 1, 2, 3, 4, 9, -1])
+ANYTHING = st.one_of(VALUES, st.lists(VALUES, max_size=3))
+
+
+@st.composite
+def words_with_tags(draw):
+    """A tag a word; mostly."""
+    words = draw(st.lists(WORDS, max_size=6))
+    tags = draw(st.lists(TAGS, min_size=len(words), max_size=len(words)))
+    return {"tokens": words, "ner_tags": tags[draw(rarely()) :]}
+
+
+@st.composite
+def text_with_spans(draw):
+    """Spans inside a text; mostly."""
+    edges = {"start": SMALL, "end": SMALL, "label": st.sampled_from([*("X" * 8), "", "Y"])}
+    spans = draw(st.lists(st.fixed_dictionaries(edges), max_size=2))
+    if not draw(rarely()):
+        spans = [span for span in spans if 0 <= span["start"] < span["end"]][:1]
+    return {"text": "a b1 " + draw(WORDS), "spans": spans}
+
+
+@st.composite
+def question(draw, struct):
+    """A question with a context and answers in it; mostly."""
+    context = f"{draw(TEXTS)} {draw(TEXTS)}"
+    found = []
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2]))):
+        start = draw(st.integers(0, len(context) - 1))
+        text = context[start : start + draw(st.integers(1, 5))]
+        found.append((text, start + draw(rarely())))
+    texts, starts = [text for text, _ in found], [start for _, start in found]
+    row = {"question": draw(TEXTS), "context": context}
+    if struct:
+        return row | {"answers": {"text": texts, "answer_start": starts}}
+    return row | {"answer_text": texts, "answer_start": starts}
+
+
+# kind of row: its task, a row, and how a model that learnt from rows of the first kind is told.
+NESTED = {
+    "tags": ("token_classification", words_with_tags, []),
+    "spans": (
+        "token_classification",
+        text_with_spans,
+        ["--data.text_column", "text", "--data.label_column", "spans"],
+    ),
+    "answers": ("question_answering", lambda: question(False), []),
+    "struct": (
+        "question_answering",
+        lambda: question(True),
+        ["--data.text_column", "[question,context]", "--data.label_column", "answers"],
+    ),
+}
+
+
+@st.composite
+def nested_table(draw, row):
+    """(name, content) of a table with lists in it; now and then with values of any type."""
+    found = draw(st.lists(row, min_size=1, max_size=5))
+    if draw(rarely()):
+        changed = draw(st.sampled_from(found))
+        changed[draw(st.sampled_from(sorted(changed)))] = draw(ANYTHING)
+    if draw(st.booleans()):
+        return "table.jsonl", as_jsonl(found)
+    file = io.BytesIO()
+    try:
+        pq.write_table(pa.Table.from_pylist(found), file)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # values that do not go together
+        return "table.jsonl", as_jsonl(found)
+    return "table.parquet", file.getvalue()
+
+
 FOREIGN = [b"\0", b"\xff", b'"', b"\r", b"\n", b"\xef\xbb\xbf", b"\xed\xa0\x80"]
 
 
@@ -204,10 +293,20 @@ sweep = settings(
 @given(
     table(),
     st.sampled_from(["embed", "predict", "evaluate"]),
-    st.sampled_from(["text_classification", "regression"]),
+    st.sampled_from(
+        ["text_classification", "regression", "token_classification", "question_answering"]
+    ),
 )
 def test_tables_to_answer(attempt, file, command, task):
     attempt(command, task, *file)
+
+
+@settings(sweep, max_examples=examples(80, 1000))
+@given(st.data(), st.sampled_from(sorted(NESTED)), st.sampled_from(["predict", "evaluate"]))
+def test_nested_tables_to_answer(attempt, data, kind, command):
+    task, row, columns = NESTED[kind]
+    options = columns if command == "evaluate" else columns[:2]
+    attempt(command, task, *data.draw(nested_table(row())), ("other.csv", b""), *options)
 
 
 @pytest.fixture
@@ -223,7 +322,16 @@ def nothing_is_trained(monkeypatch):
 @settings(sweep, max_examples=examples(80, 1000))
 @given(table(), rows(), st.sampled_from(["text_classification", "regression"]))
 def test_tables_to_learn_from(attempt, nothing_is_trained, file, other, task):
-    attempt("finetune", task, *file, as_csv(other))
+    attempt("finetune", task, *file, ("other.csv", as_csv(other)))
+
+
+@settings(sweep, max_examples=examples(80, 1000))
+@given(st.data(), st.sampled_from(sorted(NESTED)))
+def test_nested_tables_to_learn_from(attempt, nothing_is_trained, data, kind):
+    task, row, _ = NESTED[kind]
+    name, content = data.draw(nested_table(row()))
+    other, held_out = data.draw(nested_table(row()))
+    attempt("finetune", task, name, content, (f"other-{other}", held_out))
 
 
 # --- what was found, and must stay mended ---

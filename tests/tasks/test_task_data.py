@@ -8,9 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 from toy import table, toy_config, toy_rows
 
+from mlm.arguments import CommandParser
 from mlm.errors import UserError
 from mlm.training.datamodule import From, Share
 from tasks.base import TASKS, Task, find_task
+from tasks.commands.finetune import add_arguments
 from tasks.datamodule import TrainingBatches, pool_rows
 from tasks.encoding import encode_texts
 from tasks.options import DataOptions, ModelOptions, TaskSettings, task_settings, with_text_column
@@ -88,6 +90,13 @@ def test_length_and_pooling_are_checked_against_the_model(tmp_path, tokenizer):
 def test_every_task_of_the_table_is_there_and_named_so():
     for name in TASKS:
         assert find_task(name).name == name
+
+
+def test_the_help_names_every_task():
+    parser = CommandParser("finetune", "")
+    add_arguments(parser)
+    text = parser.format_help()
+    assert all(name in text for name in TASKS)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ from torch.nn import functional as F
 from toy import toy_config
 
 from mlm.batch import ragged
-from mlm.checkpoint import save_folder
+from mlm.checkpoint import read_folder, save_folder
 from mlm.errors import UserError
 from mlm.model.config import preset
 from mlm.model.pooling import pool_cls, pool_mean
-from tasks.heads import PooledHead, TaskModel, default_pooling
+from tasks.base import find_task
+from tasks.folders import load_task_folder, save_task_folder, start_model
+from tasks.heads import PooledHead, TaskModel, TokenHead, default_pooling
+from tasks.options import ModelOptions, TaskSettings
 
 SEQUENCES = [[2, 9, 8, 7, 3], [2, 3], [2, 11, 3], [2, 5, 6, 7, 8, 9, 10, 3]]
 
@@ -117,3 +120,59 @@ def test_logits_equal_those_of_transformers(family, pooling, tmp_path, tokenizer
     with torch.inference_mode():
         expected = theirs.eval()(input_ids=ids, attention_mask=mask).logits
         torch.testing.assert_close(model(ragged(SEQUENCES)), expected, atol=1e-4, rtol=0)
+
+
+# --- heads that read every token ---
+
+
+def test_token_heads_are_those_of_their_family():
+    batch = ragged(SEQUENCES)
+    hidden = hidden_states(batch)
+    head = TokenHead(config("bert"), 3).eval()
+    assert {name for name, _ in head.named_parameters()} == {"classifier.weight", "classifier.bias"}
+    expected = F.linear(hidden, head.classifier.weight, head.classifier.bias)
+    torch.testing.assert_close(head(hidden, batch), expected)
+    head = TokenHead(config("modern"), 3).eval()
+    inner = F.layer_norm(
+        F.gelu(F.linear(hidden, head.dense.weight)), (16,), head.norm.weight, eps=1e-5
+    )
+    expected = F.linear(inner, head.classifier.weight, head.classifier.bias)
+    torch.testing.assert_close(head(hidden, batch), expected)
+
+
+def test_token_heads_keep_digits_in_bfloat16():
+    batch = ragged(SEQUENCES)
+    head = TokenHead(config("bert"), 3).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = head(hidden_states(batch).bfloat16(), batch)
+    assert outputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("token_classification", ("O", "B-A", "I-A")), ("question_answering", ())]
+)
+@pytest.mark.parametrize("changes", [{"position": "sinusoidal"}, {"norm": "rms_norm"}])
+def test_a_folder_of_our_own_layout_answers_the_same(tmp_path, tokenizer, name, labels, changes):
+    c = toy_config("bert", tokenizer, **changes)
+    task = find_task(name)(TaskSettings(labels=labels))
+    task.settle(c)
+    torch.manual_seed(2)
+    model = TaskModel(c, task.build_head(c)).eval()
+    save_task_folder(tmp_path / "m", model.state_dict(), c, task, tokenizer)
+    folder = read_folder(tmp_path / "m")
+    assert folder.head == name
+    loaded, again, _ = load_task_folder(tmp_path / "m")
+    assert again.settings.labels == labels
+    assert torch.equal(model(ragged(SEQUENCES)), loaded(ragged(SEQUENCES)))
+
+
+@pytest.mark.parametrize("name", ["token_classification", "question_answering"])
+def test_what_a_masked_lm_head_has_learnt_goes_on(pretrained, name):
+    for family, model in pretrained.items():
+        folder = read_folder(model)
+        task = find_task(name)(TaskSettings(labels=("O", "X") if name.startswith("token") else ()))
+        task.settle(folder.config)
+        state = start_model(ModelOptions(str(model)), folder, task, folder.config).state_dict()
+        kept = {n for n in state if n.startswith("head.") and n in folder.state}
+        assert kept == ({"head.dense.weight", "head.norm.weight"} if family == "modern" else set())
+        assert all(torch.equal(state[n], folder.state[n]) for n in kept)

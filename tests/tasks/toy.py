@@ -1,6 +1,7 @@
 """A toy world: reviews whose sentiment one word gives away, and small models to start from."""
 
 import csv
+import json
 import random
 from pathlib import Path
 
@@ -87,3 +88,40 @@ def write_folder(directory, kind, train, tokenizer, family="modern"):
         torch.nn.init.normal_(parameter, std=0.5)
     save_task_folder(directory, model.state_dict(), config, task, tokenizer)
     return directory
+
+
+# word: its tag; a person has one name or two
+TAGGED = {"ann": "B-PER", "bob": "B-PER", "lee": "I-PER", "paris": "B-LOC", "rome": "B-LOC"}
+
+
+def tagged_rows(count: int, seed: int) -> list[dict]:
+    """Words, of which some are names, and their tags."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [draw.choice(FILLER) for _ in range(draw.randint(3, 9))]
+        for name in (["ann"], ["bob", "lee"], ["paris"], ["rome"], ["ann", "lee"]):
+            if draw.random() < 0.3:
+                place = draw.randint(0, len(words))
+                if place == len(words) or words[place] != "lee":
+                    words[place:place] = [*name, "is"]
+        rows.append({"tokens": words, "ner_tags": [TAGGED.get(word, "O") for word in words]})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def question_rows(count: int, seed: int) -> list[dict]:
+    """Contexts in which one word decides, and that is the answer."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [draw.choice(FILLER) for _ in range(draw.randint(10, 30))]
+        place, answer = draw.randrange(len(words)), draw.choice(GOOD + BAD)
+        words[place] = answer
+        row = {"question": "is it a film", "context": " ".join(words), "answer_text": [answer]}
+        rows.append(row | {"answer_start": [len(" ".join([*words[:place], ""]))]})
+    return rows
