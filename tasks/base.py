@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from mlm.batch import Batch, ragged
 from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
-from mlm.model.pooling import POOLINGS
 from tasks.encoding import Example, encode_texts
-from tasks.heads import default_pooling
+from tasks.heads import check_layers, default_pooling
 from tasks.options import SPECIFIC, TaskSettings
+from tasks.pooling import check_pooling
 from tasks.rows import Rows, find_columns
 
 if TYPE_CHECKING:
@@ -86,10 +86,12 @@ class Task(abc.ABC):
         """Settle what the encoder alone decides: pooling and the longest input.
 
         Raises:
-            UserError: an unknown pooling, or a length beyond the model's positions.
+            UserError: an unknown pooling, more layers than there are, or a length beyond the
+                model's positions.
         """
         pooling = self.settings.pooling or default_pooling(config)
-        look_up(POOLINGS, pooling, "model.pooling")
+        check_pooling(pooling)
+        check_layers(self.settings.layers, config)
         positions = config.max_position_embeddings
         length = self.settings.max_length or min(_DEFAULT_MAX_LENGTH, positions)
         if length > positions:

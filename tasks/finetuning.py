@@ -345,6 +345,6 @@ def _say_what_runs(config: EncoderConfig, device: str, precision: str, task: Tas
     length = task.settings.max_length or config.max_position_embeddings
     windows = map(config.layer_window, range(config.num_hidden_layers))
     paths = backend_names(device, dtype, config.attention_dropout, length, windows)
-    native = native_class(config, task.layout, task.settings.pooling)
+    native = native_class(config, task.layout, task.settings.pooling, task.settings.layers)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

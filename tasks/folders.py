@@ -37,7 +37,8 @@ def load_task_folder(
     kind = task_class(folder, task)
     restored = kind.restore(folder.info, folder.labels or ())
     restored.settle(folder.config)
-    model = TaskModel(folder.config, restored.build_head(folder.config))
+    head = restored.build_head(folder.config)
+    model = TaskModel(folder.config, head, restored.settings.layers)
     load_state(model, folder.state, folder.directory)
     return model.eval(), restored, folder.tokenizer
 
@@ -72,7 +73,7 @@ def start_model(
     The part of the head below the classifier starts from the folder's where it has the same shape
     and meaning, as in ModernBERT, whose masked-LM head has that part too.
     """
-    model = TaskModel(config, task.build_head(config, options.dropout))
+    model = TaskModel(config, task.build_head(config, options.dropout), task.settings.layers)
     if options.random:
         return model
     own = model.state_dict()
@@ -80,10 +81,14 @@ def start_model(
         name: tensor
         for name, tensor in folder.state.items()
         if name.startswith("encoder.")
-        or (same_head(folder, config) and name in own and not name.startswith("head.classifier."))
+        or (same_head(folder, config) and name in own and _below_classifier(name))
     }
     load_state(model, own | state, folder.directory)
     return model
+
+
+def _below_classifier(name: str) -> bool:
+    return name.startswith("head.") and not name.startswith("head.classifier.")
 
 
 def same_head(folder: ModelFolder, config: EncoderConfig) -> bool:

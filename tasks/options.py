@@ -63,8 +63,11 @@ class ModelOptions:
     random: bool = False
     """Take the folder's architecture and tokenizer but fresh weights: what pretraining is worth."""
     pooling: str | None = None
-    """`cls` or `mean`; by default what the encoder's family is native with (bert cls, modern
-    mean)."""
+    """`cls`, `mean`, `max` or `attention` (a learnt query); by default what the encoder's family is
+    native with (bert cls, modern mean)."""
+    layers: int = 1
+    """How many of the encoder's last layers the head reads, mixed with learnt weights; 1 is the
+    last alone, and one more than the encoder has takes its embeddings too."""
     dropout: float = 0.1
     """Dropout before the classifier."""
     hidden_dropout: float | None = None
@@ -93,7 +96,9 @@ class TaskSettings:
     max_length: int | None = None
     """Longer inputs are cut to this many tokens; None takes the model's positions, at most 512."""
     pooling: str | None = None
-    """`cls` or `mean`; None takes what the encoder's family is native with."""
+    """`cls`, `mean`, `max` or `attention`; None takes what the encoder's family is native with."""
+    layers: int = 1
+    """How many of the encoder's last layers are mixed for the head."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share."""
 
@@ -112,6 +117,7 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         labels=tuple(map(str, data.labels or ())),
         max_length=data.max_length,
         pooling=model.pooling,
+        layers=model.layers,
         stride=data.stride,
     )
 
