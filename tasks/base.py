@@ -26,7 +26,7 @@ from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from tasks.encoding import Example, encode_texts
 from tasks.heads import check_layers, default_pooling
-from tasks.options import SPECIFIC, TaskSettings
+from tasks.options import SPECIFIC, LossOptions, TaskSettings
 from tasks.pooling import check_pooling
 from tasks.rows import Rows, find_columns
 
@@ -58,6 +58,8 @@ class Task(abc.ABC):
     """The column with what is to be predicted, where none is named."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """Which of the settings in `tasks.options.SPECIFIC` it reads; others are refused."""
+    losses: ClassVar[frozenset[str]] = frozenset()
+    """Which fields of `LossOptions` it trains with; others are refused."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
@@ -69,6 +71,7 @@ class Task(abc.ABC):
                 raise UserError(f"{group}.{name}: the task {self.name} has no use for it")
         column = settings.label_column or self.label_column
         self.settings = replace(settings, label_column=column)
+        self.loss_options = LossOptions()
 
     # -- what training data decides ---------------------------------------------------------------
 
@@ -173,6 +176,25 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss summed over the batch, and over how many examples the sum goes."""
+
+    def train_with(self, options: LossOptions) -> None:
+        """Take ``options`` for `training_loss`; before `fit`, which may settle more of them.
+
+        Raises:
+            UserError: one that the task has no use for.
+        """
+        for name in options.chosen():
+            if name not in self.losses:
+                raise UserError(f"loss.{name}: the task {self.name} has no use for it")
+        self.loss_options = options
+
+    def training_loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `loss`, and what `loss_options` add to it, `r_drop` aside."""
+        return self.loss(outputs, labels)
+
+    def divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        """How far the outputs of two passes are apart, summed; for tasks that know `r_drop`."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def metrics(self) -> MetricCollection:

@@ -42,7 +42,7 @@ from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
 from tasks.inference import Predictor
 from tasks.module import FineTuningModule, KeepBest
-from tasks.options import CheckpointOptions, DataOptions, ModelOptions, task_settings
+from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions, task_settings
 from tasks.reports import as_csv, as_text, model_card, read_json, write_json
 from tasks.rows import Rows
 
@@ -102,7 +102,9 @@ def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
 def prepare(settings: dict[str, Any]) -> Prepared:
     """Read and check everything that a run needs, before anything is written."""
     data, model = DataOptions(**settings["data"]), ModelOptions(**settings["model"])
+    loss = LossOptions(**settings["loss"])
     task = find_task(settings["task"])(task_settings(data, model))
+    task.train_with(loss)
     folder = read_folder(model.path)
     changes = {
         name: value
@@ -110,6 +112,10 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         if (value := getattr(model, name)) is not None
     }
     config = folder.config.replace(**changes)
+    if loss.r_drop and not any((model.dropout, config.hidden_dropout, config.attention_dropout)):
+        raise UserError(
+            "loss.r_drop: without dropout both passes are the same; set model.dropout above 0"
+        )
     checkpoint = CheckpointOptions(**settings["checkpoint"])
     train, validation = Rows.read(settings["train"]), Rows.read(settings["validation"])
     remarks = task.fit(train, config) + task.remarks(validation)

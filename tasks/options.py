@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal
 
 from mlm.errors import UserError
 
@@ -81,6 +82,39 @@ class ModelOptions:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 raise UserError(f"model.{name}: {value} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What is added to the task's own loss in training; validation reports the plain one."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+    """How much an example of each class counts: `none` is 1 each, `balanced` rows / (classes · rows
+    of the class), or a list in the order of the labels. The step's loss is divided by the number of
+    examples, not by the sum of their weights."""
+    focal_gamma: float = 0.0
+    """Count examples by how unsure of them the model is, to this power; 0 counts all alike."""
+    r_drop: float = 0.0
+    """Weight of the difference between two passes with other dropout (R-Drop); each step then does
+    both, and its loss is their mean and that difference."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"loss.label_smoothing: {self.label_smoothing} must lie in [0, 1)")
+        for name in ("focal_gamma", "r_drop"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loss.{name}: {getattr(self, name)} must be at least 0")
+        if isinstance(self.class_weights, list):
+            for weight in self.class_weights:
+                if not 0 < weight < math.inf:
+                    raise UserError(f"loss.class_weights: {weight} must be above 0, and finite")
+
+    def chosen(self) -> list[str]:
+        """The names of what is not at its default."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
 
 
 @dataclass(frozen=True)

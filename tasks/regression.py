@@ -49,6 +49,7 @@ class Regression(Task):
 
     name = "regression"
     monitor = "pearson"
+    losses = frozenset({"r_drop"})
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)
@@ -99,6 +100,10 @@ class Regression(Task):
         """Squared errors in units of the targets' variance, summed over the examples."""
         errors = (self.decide(outputs) - labels) / self.deviation
         return errors.square().sum(), torch.tensor(len(labels), device=outputs.device)
+
+    def divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        """Squared differences of two passes, in the loss's unit, summed over the examples."""
+        return ((first - second) / self.deviation).square().sum()
 
     def metrics(self) -> MetricCollection:
         """Pearson's and Spearman's correlation, and the mean squared error."""
