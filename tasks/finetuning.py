@@ -187,10 +187,11 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     device = resolve_device(trainer_settings["accelerator"])
     lengths = np.array([len(e.input_ids) for e in prepared.train])
     every_n_steps = trainer_settings["log_every_n_steps"]
+    whole = settings["model"]["freeze"] == "none"  # what a frozen part saves is not counted
     metrics = StepMetrics(
         every_n_steps,
         flops_per_token(prepared.config, lengths, head_share=0.0),
-        peak_flops(device, trainer_settings["precision"]),
+        peak_flops(device, trainer_settings["precision"]) if whole else math.nan,
     )
     save = _ModelSaver(prepared, module)
     assert checkpoint.monitor is not None

@@ -13,6 +13,7 @@ from mlm.checkpoint import ModelFolder, read_folder, save_folder
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.base import TASKS, Task, find_task
+from tasks.freezing import freeze_parts
 from tasks.heads import TaskModel
 from tasks.options import ModelOptions
 
@@ -74,6 +75,7 @@ def start_model(
     and meaning, as in ModernBERT, whose masked-LM head has that part too.
     """
     model = TaskModel(config, task.build_head(config, options.dropout), task.settings.layers)
+    freeze_parts(model.encoder, options.freeze)
     if options.random:
         return model
     own = model.state_dict()

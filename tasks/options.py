@@ -69,6 +69,9 @@ class ModelOptions:
     layers: int = 1
     """How many of the encoder's last layers the head reads, mixed with learnt weights; 1 is the
     last alone, and one more than the encoder has takes its embeddings too."""
+    freeze: Literal["none", "embeddings", "encoder"] | int = "none"
+    """What is left as it is: `none`, `embeddings`, `encoder`, or how many of the lowest layers, the
+    embeddings below them included. Dropout in it is off."""
     dropout: float = 0.1
     """Dropout before the classifier."""
     hidden_dropout: float | None = None
