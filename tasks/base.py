@@ -210,7 +210,7 @@ class Task(abc.ABC):
         Raises:
             UserError: there is no such metric.
         """
-        metrics = {"loss": False} | {n: m.higher_is_better for n, m in self.metrics().items()}
+        metrics = {n: m.higher_is_better for n, m in self.metrics().items()} | {"loss": False}
         known = {name: higher for name, higher in metrics.items() if higher is not None}
         return look_up(known, metric, "checkpoint.monitor")
 

@@ -43,12 +43,7 @@ def encode_texts(
         UserError: a `max_length` that leaves no room for the text.
     """
     pair = bool(inputs) and len(inputs[0]) == 2
-    special = tokenizer.num_special_tokens_to_add(pair)
-    if max_length <= special + pair:
-        raise UserError(
-            f"data.max_length: {max_length} leaves no room beside {special} special tokens; "
-            f"choose at least {special + pair + 1}"
-        )
+    check_length(tokenizer, pair, max_length)
     tokenizer = _truncating(tokenizer, max_length)
     examples: list[Example] = []
     for start in range(0, len(inputs), 10_000):  # encodings are ten times as large as their ids
@@ -63,6 +58,21 @@ def encode_texts(
                 )
             )
     return examples
+
+
+def check_length(tokenizer: Tokenizer, pair: bool, max_length: int) -> int:
+    """How many tokens of text fit beside the special ones.
+
+    Raises:
+        UserError: fewer than one a text.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair)
+    if max_length <= special + pair:
+        raise UserError(
+            f"data.max_length: {max_length} leaves no room beside {special} special tokens; "
+            f"choose at least {special + pair + 1}"
+        )
+    return max_length - special
 
 
 @functools.lru_cache(maxsize=4)

@@ -42,7 +42,14 @@ from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
 from tasks.inference import Predictor
 from tasks.module import FineTuningModule, KeepBest
-from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions, task_settings
+from tasks.options import (
+    SPECIFIC,
+    CheckpointOptions,
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    task_settings,
+)
 from tasks.reports import as_csv, as_text, model_card, read_json, write_json
 from tasks.rows import Rows
 
@@ -330,6 +337,7 @@ def _resolved(task: Task) -> dict[str, Any]:
         "label_column": found.label_column,
         "labels": list(found.labels) or None,
         "max_length": found.max_length,
+        **{name: getattr(found, name) for name in SPECIFIC},
     }
 
 
@@ -343,7 +351,9 @@ def _say_what_is_read(task: Task, examples: dict[str, list[Example]]) -> None:
     for name, found in examples.items():
         cut = sum(e.truncated for e in found)
         end = f", {cut:,} cut to {task.settings.max_length} tokens" if cut else ""
-        say(f"{name}: {len(found):,} examples{end}")
+        number = found[-1].row + 1
+        parts = f" in {len(found):,} windows" if len(found) > number else ""
+        say(f"{name}: {number:,} examples{parts}{end}")
 
 
 @rank_zero_only

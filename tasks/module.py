@@ -81,8 +81,8 @@ class FineTuningModule(SumLossModule):
         """Log the scores over all ranks."""
         if self.stops_validation():
             return
-        values = self.metrics.compute()
-        values["loss"] = self.validation_loss.compute()
+        # A task whose examples are parts of its inputs has a loss of whole inputs.
+        values = {"loss": self.validation_loss.compute()} | self.metrics.compute()
         # Tables, such as a confusion matrix, are made once, from the best state.
         self.log_validation({f"val/{k}": v.float() for k, v in values.items() if v.ndim == 0})
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MOST_IN_A_POOL = 1 << 22
 
 # What only some tasks read, and its group; `Task.reads` says which. None is not given.
-SPECIFIC = {"stride": "data"}
+SPECIFIC = {"stride": "data", "truncation": "data", "long_texts": "data"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,16 @@ class DataOptions:
     max_length: int | None = None
     """Longer inputs are cut to this many tokens, of a pair the longer text first; by default the
     model's positions, at most 512."""
+    truncation: Literal["head", "tail", "both"] | None = None
+    """What is kept of a text that is cut: its `head` (the default), its `tail`, or `both`, a
+    quarter of the room for the head and the rest for the tail."""
+    long_texts: Literal["cut", "windows"] | None = None
+    """`cut` longer texts, or read them in `windows`: in training each is an example, and elsewhere
+    the mean of their votes is a text's answer. The model folder keeps this and `truncation` for
+    mlm's own commands; transformers knows neither."""
     stride: int | None = None
-    """Tokens that neighbouring windows of a long input share, in tasks that read it in windows."""
+    """Tokens that neighbouring windows of a long input share, in tasks that read it in windows; by
+    default a quarter of a window."""
     batch_size: int = 32
     """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
     length_pool: int = 32
@@ -136,6 +144,10 @@ class TaskSettings:
     """`cls`, `mean`, `max` or `attention`; None takes what the encoder's family is native with."""
     layers: int = 1
     """How many of the encoder's last layers are mixed for the head."""
+    truncation: str | None = None
+    """`head`, `tail` or `both`: what is kept of a text that is cut."""
+    long_texts: str | None = None
+    """`cut` or `windows`: how texts are read that are longer."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share."""
 
@@ -155,6 +167,8 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         max_length=data.max_length,
         pooling=model.pooling,
         layers=model.layers,
+        truncation=data.truncation,
+        long_texts=data.long_texts,
         stride=data.stride,
     )
 

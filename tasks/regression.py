@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
-from tasks.base import Task
 from tasks.heads import PooledHead
+from tasks.long_texts import LongTextTask, mean_by
 from tasks.options import TaskSettings
 from tasks.rows import Rows
 
@@ -40,7 +40,7 @@ class ScaledHead(PooledHead):
         return super().forward(hidden, batch) * self.scale
 
 
-class Regression(Task):
+class Regression(LongTextTask):
     """A real number; the loss is the squared error in units of the targets' variance.
 
     While training, the classifier works in a unit near the targets' deviation, so that learning
@@ -107,19 +107,22 @@ class Regression(Task):
 
     def metrics(self) -> MetricCollection:
         """Pearson's and Spearman's correlation, and the mean squared error."""
-        from torchmetrics import MeanSquaredError, MetricCollection, SpearmanCorrCoef
+        from torchmetrics import MeanSquaredError, SpearmanCorrCoef
 
         from tasks.metrics import Pearson
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that ranks need all values is no news
-            return MetricCollection(
-                {
-                    "pearson": Pearson(),
-                    "spearman": SpearmanCorrCoef(),
-                    "mse": MeanSquaredError(),
-                }
-            )
+            metrics = {
+                "pearson": Pearson(),
+                "spearman": SpearmanCorrCoef(),
+                "mse": MeanSquaredError(),
+            }
+        return self.collected(metrics, torch.float32)
+
+    def pool_windows(self, outputs: Tensor, owner: Tensor, count: int) -> Tensor:
+        """The numbers of windows → those of texts, their mean."""
+        return mean_by(outputs.float(), owner, count)
 
     def decide(self, outputs: Tensor) -> Tensor:
         """(N, 1) → (N,)."""

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
-from tasks.base import Task
 from tasks.heads import PooledHead
+from tasks.long_texts import LongTextTask, log_mean_exp_by
 from tasks.losses import IGNORED, balanced_weights, cross_entropy, symmetric_kl
 from tasks.options import TaskSettings
 from tasks.rows import Rows
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
+    from torchmetrics import Metric, MetricCollection
 
 
 def label_text(value: Any) -> str | None:
@@ -53,7 +53,7 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(unique))
 
 
-class TextClassification(Task):
+class TextClassification(LongTextTask):
     """One label a text or pair, out of a set that training data (or the caller) decides."""
 
     name = "text_classification"
@@ -139,13 +139,12 @@ class TextClassification(Task):
 
     def metrics(self) -> MetricCollection:
         """Accuracy, macro F1, MCC and the confusion matrix; F1 of the second of two classes."""
-        from torchmetrics import Metric, MetricCollection
         from torchmetrics import classification as c
 
         from tasks.metrics import PositiveF1
 
         classes = len(self._known())
-        metrics: dict[str, Metric | MetricCollection] = {
+        metrics: dict[str, Metric] = {
             "accuracy": c.MulticlassAccuracy(classes, average="micro"),
             "macro_f1": c.MulticlassF1Score(classes, average="macro"),
             "mcc": c.MulticlassMatthewsCorrCoef(classes),
@@ -153,7 +152,11 @@ class TextClassification(Task):
         }
         if len(self.settings.labels) == 2:
             metrics["f1"] = PositiveF1(classes)
-        return MetricCollection(metrics)
+        return self.collected(metrics, torch.long)
+
+    def pool_windows(self, outputs: Tensor, owner: Tensor, count: int) -> Tensor:
+        """The logits of windows → those of texts, whose probabilities are the windows' mean."""
+        return log_mean_exp_by(outputs.float().log_softmax(-1), owner, count)
 
     def decide(self, outputs: Tensor) -> Tensor:
         """(N, C) logits → (N,) the most likely class."""
