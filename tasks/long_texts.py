@@ -182,12 +182,12 @@ class LongTextTask(Task):
             return batch
         return replace(batch, rows=torch.tensor([e.row for e in examples]))
 
-    def collected(self, metrics: dict[str, Metric], labels: torch.dtype) -> MetricCollection:
+    def collected(self, metrics: dict[str, Metric], labels: Tensor) -> MetricCollection:
         """``metrics`` of what `decide` gives, of whole texts where windows vote.
 
         Args:
             metrics: by their names.
-            labels: the kind of number that a label is.
+            labels: (0, …), none of the labels, of their kind and shape.
         """
         from torchmetrics import MeanMetric, MetricCollection
 

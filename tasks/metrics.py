@@ -37,9 +37,9 @@ class PerText(Metric):
 
     Args:
         metric: of the texts.
-        see: lets it see (outputs (n, C), labels (n,)) of n texts.
+        see: lets it see (outputs (n, C), labels (n, …)) of n texts.
         pool: (outputs of windows (W, C), number of each one's text (W,), n) → outputs (n, C).
-        labels: the kind of number that a label is.
+        labels: (0, …), none of the labels, of their kind and shape.
     """
 
     full_state_update = False
@@ -49,10 +49,10 @@ class PerText(Metric):
         metric: Metric,
         see: Callable[[Metric, Tensor, Tensor], None],
         pool: Callable[[Tensor, Tensor, int], Tensor],
-        labels: torch.dtype,
+        labels: Tensor,
     ) -> None:
         super().__init__()
-        self.metric, self.see, self.pool, self.kind = metric, see, pool, labels
+        self.metric, self.see, self.pool, self.no_labels = metric, see, pool, labels
         metric.distributed_available_fn = lambda: False  # it sees what all ranks have seen
         self.outputs: list[Tensor]
         self.labels: list[Tensor]
@@ -69,13 +69,13 @@ class PerText(Metric):
     def reset(self) -> None:
         """Forget all windows."""
         super().reset()
-        # A rank that sees no batch must gather what the others do; so all states have one axis.
+        # A rank that sees no batch must gather what the others do, of as many axes.
         self.outputs.append(torch.empty(0, device=self.device))
-        self.labels.append(torch.empty(0, device=self.device, dtype=self.kind))
+        self.labels.append(self.no_labels.to(self.device))
         self.rows.append(torch.empty(0, device=self.device, dtype=torch.long))
 
     def update(self, outputs: Tensor, labels: Tensor, rows: Tensor) -> None:
-        """See some windows: (W, C), their texts' labels (W,) and numbers (W,)."""
+        """See some windows: (W, C), their texts' labels (W, …) and numbers (W,)."""
         self.outputs.append(outputs.float().flatten())
         self.labels.append(labels)
         self.rows.append(rows)
@@ -85,7 +85,7 @@ class PerText(Metric):
         outputs, labels, rows = map(dim_zero_cat, (self.outputs, self.labels, self.rows))
         texts, owner = rows.unique(return_inverse=True)
         pooled = self.pool(outputs.view(len(rows), -1), owner, len(texts))
-        of_texts = labels.new_empty(len(texts))
+        of_texts = labels.new_empty(len(texts), *labels.shape[1:])
         of_texts[owner] = labels  # all windows of a text have the same
         self.metric.reset()
         self.see(self.metric, pooled, of_texts)

@@ -152,7 +152,7 @@ class TextClassification(LongTextTask):
         }
         if len(self.settings.labels) == 2:
             metrics["f1"] = PositiveF1(classes)
-        return self.collected(metrics, torch.long)
+        return self.collected(metrics, torch.empty(0, dtype=torch.long))
 
     def pool_windows(self, outputs: Tensor, owner: Tensor, count: int) -> Tensor:
         """The logits of windows → those of texts, whose probabilities are the windows' mean."""

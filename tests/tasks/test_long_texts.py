@@ -155,15 +155,18 @@ def test_scores_are_of_texts_not_of_windows(kind, tmp_path, tokenizer):
     assert [a["text"] for a in answers] == texts
 
 
-def test_the_order_of_windows_and_batches_does_not_matter():
+@pytest.mark.parametrize("several", [False, True])  # labels a text
+def test_the_order_of_windows_and_batches_does_not_matter(several):
     from torchmetrics import MeanMetric
 
     def see(metric, outputs, labels):
-        metric.update(outputs[:, 0] * labels)
+        metric.update(outputs[:, 0] * (labels[:, 1] if several else labels))
 
-    metric = PerText(MeanMetric(), see, mean_by, torch.long)
+    none = torch.empty(0, 2) if several else torch.empty(0, dtype=torch.long)
+    metric = PerText(MeanMetric(), see, mean_by, none)
     outputs = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     labels, rows = torch.tensor([5, 7, 5, 5, 7, 9]), torch.tensor([3, 8, 3, 3, 8, 9])
+    labels = torch.stack([torch.zeros(6), labels], dim=1) if several else labels
     values = []
     for order in (torch.arange(6), torch.tensor([4, 0, 5, 2, 1, 3])):
         metric.reset()
