@@ -277,7 +277,7 @@ def add_vector_arguments(parser: jsonargparse.ArgumentParser, prefix: str = "") 
     """``--pooling`` and ``--normalize``: how the vectors of tokens become a text's."""
     parser.add_argument(
         "--pooling",
-        type=Literal["mean", "cls"] | None,
+        type=Literal["mean", "cls", "max"] | None,
         default=None,
         help=f"{prefix}of a text's tokens; by default what the model was trained with, else mean",
     )

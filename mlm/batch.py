@@ -33,6 +33,8 @@ class Batch:
     """(T,) int64: 0 for the first text of a pair, 1 for the second; None means all 0."""
     labels: Tensor | None = None
     """What is to be predicted: (M,) original ids in pretraining, the task's own otherwise."""
+    rows: Tensor | None = None
+    """(N,) int64: which input each sequence is a window of, where one may have several."""
     masked_positions: Tensor | None = None
     """(M,) int64 in [0, T): the positions that the masked-LM head reads, ascending but for 0s whose
     labels are ignored."""

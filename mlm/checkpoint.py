@@ -114,7 +114,8 @@ def save_folder(
         head: one of `mlm.huggingface.HEADS`, or a task's own.
         state: {our name: tensor} of encoder and head; saved in the precision they have.
         tokenizer: saved beside the weights.
-        info: plain values for "mlm" in config.json; `pooling` and `problem_type` are read here.
+        info: plain values for "mlm" in config.json; `pooling`, `layers` and `problem_type` are read
+            here.
         labels: the names of a classifier's outputs, in their order.
         card: Markdown for README.md, under the YAML front matter that is written here.
 
@@ -127,7 +128,7 @@ def save_folder(
         raise UserError(f"{directory}: holds something other than a model; choose another place")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     pooling = info.get("pooling")
-    native = native_class(config, head, pooling)
+    native = native_class(config, head, pooling, info.get("layers", 1))
     if labels is None and "head.classifier.bias" in tensors:
         labels = [f"LABEL_{index}" for index in range(len(tensors["head.classifier.bias"]))]
     expected = expected_tensors(config, head, labels, native.name is not None)
@@ -235,6 +236,8 @@ def _config_hash(said: _Said) -> str:
     """A sha256 of what decides the numbers; the special ids are the tokenizer's to say."""
     decisive = {k: v for k, v in said.config.to_dict().items() if not k.endswith("_token_id")}
     decisive |= {"head": said.head, "pooling": said.info.get("pooling")}
+    if (layers := said.info.get("layers", 1)) != 1:  # older folders name none
+        decisive |= {"layers": layers}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -66,8 +66,8 @@ class Embedder:
 
     Args:
         directory: a model folder; its head is not used.
-        pooling: `mean` over a text's tokens, or `cls` for its first token; None is what the folder
-            says, as those of sentence-transformers do, else the mean.
+        pooling: `mean` or `max` over a text's tokens, or `cls` for its first token; None is what
+            the folder says, as those of sentence-transformers do, else the mean.
         normalize: scale every vector to length 1, so that a dot product is the cosine; None is what
             the folder says, else no.
         device: `auto`, `cpu`, `cuda` or `mps`.

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from mlm.batch import Batch, ragged
 from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
-from mlm.model.pooling import POOLINGS
 from tasks.encoding import Example, encode_texts
-from tasks.heads import default_pooling
-from tasks.options import SPECIFIC, TaskSettings, read_settings
+from tasks.heads import check_layers, default_pooling
+from tasks.options import SPECIFIC, LossOptions, TaskSettings, read_settings
+from tasks.pooling import check_pooling
 from tasks.rows import Rows, find_columns
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Task(abc.ABC):
     """The column with what is to be predicted, where none is named."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """Which of the settings in `tasks.options.SPECIFIC` it reads; others are refused."""
+    losses: ClassVar[frozenset[str]] = frozenset()
+    """Which fields of `LossOptions` it trains with; others are refused."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
@@ -71,6 +73,7 @@ class Task(abc.ABC):
                 raise UserError(f"{group}.{name}: the task {self.name} has no use for it")
         column = settings.label_column or self.label_column
         self.settings = replace(settings, label_column=column)
+        self.loss_options = LossOptions()
 
     # -- what training data decides ---------------------------------------------------------------
 
@@ -88,10 +91,12 @@ class Task(abc.ABC):
         """Settle what the encoder alone decides: pooling and the longest input.
 
         Raises:
-            UserError: an unknown pooling, or a length beyond the model's positions.
+            UserError: an unknown pooling, more layers than there are, or a length beyond the
+                model's positions.
         """
         pooling = self.settings.pooling or default_pooling(config)
-        look_up(POOLINGS, pooling, "model.pooling")
+        check_pooling(pooling)
+        check_layers(self.settings.layers, config)
         positions = config.max_position_embeddings
         length = self.settings.max_length or min(_DEFAULT_MAX_LENGTH, positions)
         if length > positions:
@@ -174,6 +179,25 @@ class Task(abc.ABC):
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss summed over the batch, and over how many examples the sum goes."""
 
+    def train_with(self, options: LossOptions) -> None:
+        """Take ``options`` for `training_loss`; before `fit`, which may settle more of them.
+
+        Raises:
+            UserError: one that the task has no use for.
+        """
+        for name in options.chosen():
+            if name not in self.losses:
+                raise UserError(f"loss.{name}: the task {self.name} has no use for it")
+        self.loss_options = options
+
+    def training_loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `loss`, and what `loss_options` add to it, `r_drop` aside."""
+        return self.loss(outputs, labels)
+
+    def divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        """How far the outputs of two passes are apart, summed; for tasks that know `r_drop`."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def metrics(self) -> MetricCollection:
         """Fresh metrics, for `update`."""
@@ -188,7 +212,7 @@ class Task(abc.ABC):
         Raises:
             UserError: there is no such metric.
         """
-        metrics = {"loss": False} | {n: m.higher_is_better for n, m in self.metrics().items()}
+        metrics = {n: m.higher_is_better for n, m in self.metrics().items()} | {"loss": False}
         known = {name: higher for name, higher in metrics.items() if higher is not None}
         return look_up(known, metric, "checkpoint.monitor")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.exporting.onnx import PaddedEncoder
+from mlm.model.layout import Layout
 from tasks.heads import PooledHead, TaskModel
 from tasks.inference import Predictor
+from tasks.pooling import AttentionPooling
 from tasks.rows import Rows
 
 
@@ -27,22 +30,50 @@ class PaddedClassifier(PaddedEncoder):
         super().__init__(model.encoder)
         if not isinstance(model.head, PooledHead):
             raise UserError("--format onnx: only heads that read one vector a text are supported")
-        self.head, self.pooling = model.head, pooling
+        self.model, self.head, self.pooling = model, model.head, pooling
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """The head's outputs."""
         hidden = super().forward(input_ids, attention_mask, token_type_ids)
-        return self.head.classify(PADDED_POOLINGS[self.pooling](hidden, attention_mask))
+        pooled = PADDED_POOLINGS[self.pooling](self.head, hidden, attention_mask)
+        return self.head.classify(pooled)
+
+    def encode(self, batch: Batch, layout: Layout) -> Tensor:
+        """(B · S, D): the encoder's output, or several of its layers in one."""
+        states: list[Tensor] = []
+        hidden = self.encoder.encode(batch, layout, states)
+        return self.model.mixed(hidden, states)
 
 
-def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+def _cls(head: PooledHead, hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden[:, 0]
+
+
+def _mean(head: PooledHead, hidden: Tensor, mask: Tensor) -> Tensor:
     real = mask[..., None].to(hidden.dtype)
     return (hidden * real).sum(1) / real.sum(1)
 
 
-PADDED_POOLINGS = {"cls": lambda hidden, mask: hidden[:, 0], "mean": _mean}
+def _max(head: PooledHead, hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.masked_fill(~mask[..., None].bool(), -torch.inf).amax(1)
+
+
+def _attention(head: PooledHead, hidden: Tensor, mask: Tensor) -> Tensor:
+    assert isinstance(head.pool, AttentionPooling)
+    scores = hidden @ head.pool.query / math.sqrt(hidden.shape[-1])
+    weights = scores.masked_fill(~mask.bool(), -torch.inf).softmax(1)
+    return (weights[..., None] * hidden).sum(1)
+
+
+# The poolings of tasks/pooling.py on (B, S, D) and a mask (B, S).
+PADDED_POOLINGS: dict[str, Callable[[PooledHead, Tensor, Tensor], Tensor]] = {
+    "cls": _cls,
+    "mean": _mean,
+    "max": _max,
+    "attention": _attention,
+}
 
 
 class OnnxModel(nn.Module):

@@ -42,7 +42,14 @@ from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
 from tasks.inference import Predictor
 from tasks.module import FineTuningModule, KeepBest
-from tasks.options import CheckpointOptions, DataOptions, ModelOptions, task_settings
+from tasks.options import (
+    SPECIFIC,
+    CheckpointOptions,
+    DataOptions,
+    LossOptions,
+    ModelOptions,
+    task_settings,
+)
 from tasks.reports import as_csv, as_text, model_card, read_json, write_json
 from tasks.rows import Rows
 
@@ -102,7 +109,9 @@ def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
 def prepare(settings: dict[str, Any]) -> Prepared:
     """Read and check everything that a run needs, before anything is written."""
     data, model = DataOptions(**settings["data"]), ModelOptions(**settings["model"])
+    loss = LossOptions(**settings["loss"])
     task = find_task(settings["task"])(task_settings(data, model))
+    task.train_with(loss)
     folder = read_folder(model.path)
     changes = {
         name: value
@@ -110,6 +119,10 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         if (value := getattr(model, name)) is not None
     }
     config = folder.config.replace(**changes)
+    if loss.r_drop and not any((model.dropout, config.hidden_dropout, config.attention_dropout)):
+        raise UserError(
+            "loss.r_drop: without dropout both passes are the same; set model.dropout above 0"
+        )
     checkpoint = CheckpointOptions(**settings["checkpoint"])
     train, validation = Rows.read(settings["train"]), Rows.read(settings["validation"])
     remarks = task.fit(train, config) + task.remarks(validation)
@@ -181,10 +194,11 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     device = resolve_device(trainer_settings["accelerator"])
     lengths = np.array([len(e.input_ids) for e in prepared.train])
     every_n_steps = trainer_settings["log_every_n_steps"]
+    whole = settings["model"]["freeze"] == "none"  # what a frozen part saves is not counted
     metrics = StepMetrics(
         every_n_steps,
         flops_per_token(prepared.config, lengths, head_share=0.0),
-        peak_flops(device, trainer_settings["precision"]),
+        peak_flops(device, trainer_settings["precision"]) if whole else math.nan,
     )
     save = _ModelSaver(prepared, module)
     assert checkpoint.monitor is not None
@@ -323,6 +337,7 @@ def _resolved(task: Task) -> dict[str, Any]:
         "label_column": found.label_column,
         "labels": list(found.labels) or None,
         "max_length": found.max_length,
+        **{name: getattr(found, name) for name in SPECIFIC},
     }
 
 
@@ -336,7 +351,9 @@ def _say_what_is_read(task: Task, examples: dict[str, list[Example]]) -> None:
     for name, found in examples.items():
         cut = sum(e.truncated for e in found)
         end = f", {cut:,} cut to {task.settings.max_length} tokens" if cut else ""
-        say(f"{name}: {len(found):,} examples{end}")
+        number = found[-1].row + 1
+        parts = f" in {len(found):,} windows" if len(found) > number else ""
+        say(f"{name}: {number:,} examples{parts}{end}")
 
 
 @rank_zero_only
@@ -345,6 +362,6 @@ def _say_what_runs(config: EncoderConfig, device: str, precision: str, task: Tas
     length = task.settings.max_length or config.max_position_embeddings
     windows = map(config.layer_window, range(config.num_hidden_layers))
     paths = backend_names(device, dtype, config.attention_dropout, length, windows)
-    native = native_class(config, task.layout, task.settings.pooling)
+    native = native_class(config, task.layout, task.settings.pooling, task.settings.layers)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -13,6 +13,7 @@ from mlm.checkpoint import ModelFolder, read_folder, save_folder
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.base import TASKS, Task, find_task
+from tasks.freezing import freeze_parts
 from tasks.heads import TaskModel
 from tasks.options import ModelOptions
 
@@ -47,7 +48,8 @@ def load_task_folder(
         restored.settle(folder.config)
     except UserError as error:
         raise UserError(f"{folder.directory}/config.json: {error}") from None
-    model = TaskModel(folder.config, restored.build_head(folder.config))
+    head = restored.build_head(folder.config)
+    model = TaskModel(folder.config, head, restored.settings.layers)
     load_state(model, folder.state, folder.directory)
     return model.eval(), restored, folder.tokenizer
 
@@ -84,7 +86,8 @@ def start_model(
     The part of the head below the classifier starts from the folder's where it has the same shape
     and meaning, as in ModernBERT, whose masked-LM head has that part too.
     """
-    model = TaskModel(config, task.build_head(config, options.dropout))
+    model = TaskModel(config, task.build_head(config, options.dropout), task.settings.layers)
+    freeze_parts(model.encoder, options.freeze)
     if options.random:
         return model
     own = model.state_dict()
@@ -92,10 +95,14 @@ def start_model(
         name: tensor
         for name, tensor in folder.state.items()
         if name.startswith("encoder.")
-        or (same_head(folder, config) and name in own and not name.startswith("head.classifier."))
+        or (same_head(folder, config) and name in own and _below_classifier(name))
     }
     load_state(model, own | state, folder.directory)
     return model
+
+
+def _below_classifier(name: str) -> bool:
+    return name.startswith("head.") and not name.startswith("head.classifier.")
 
 
 def same_head(folder: ModelFolder, config: EncoderConfig) -> bool:

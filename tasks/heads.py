@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlm.batch import Batch
-from mlm.errors import look_up
+from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from mlm.model.dropout import Dropout
 from mlm.model.encoder import Encoder, init_weights
 from mlm.model.feed_forward import build_activation
 from mlm.model.norms import build_norm
-from mlm.model.pooling import POOLINGS
+from tasks.pooling import ScalarMix, build_pooling
 
 # dense → this, of BERT and RoBERTa, DistilBERT, EuroBERT; None is ModernBERT's, the masked-LM
 # head's own first half: dense → the encoder's activation → norm.
@@ -43,7 +43,7 @@ class PooledHead(nn.Module):
     Args:
         config: the encoder's; its `pooler` names what stands before the classifier.
         num_outputs: C.
-        pooling: `cls` or `mean`.
+        pooling: `cls`, `mean`, `max` or `attention`.
         dropout: before the classifier, in training.
 
     Raises:
@@ -54,7 +54,7 @@ class PooledHead(nn.Module):
         self, config: EncoderConfig, num_outputs: int, pooling: str, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.pool = look_up(POOLINGS, pooling, "model.pooling")
+        self.pool = build_pooling(pooling, config.hidden_size)
         activation = look_up(POOLERS, config.pooler, "model.pooler")
         own = activation is not None  # then its dense always has a bias
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=own or config.bias)
@@ -129,15 +129,48 @@ def default_pooling(config: EncoderConfig) -> str:
     return "cls" if config.layer == "post_norm" else "mean"
 
 
-class TaskModel(nn.Module):
-    """An encoder with a task's head on it."""
+def check_layers(layers: int, config: EncoderConfig) -> None:
+    """Refuse, by a `UserError`, a mix of layers that the encoder does not have."""
+    there = config.num_hidden_layers
+    if type(layers) is not int or not 1 <= layers <= there + 1:
+        raise UserError(
+            f"model.layers: {layers} must lie between 1 and {there + 1}: the model's {there} "
+            "layers, and its embeddings below them"
+        )
 
-    def __init__(self, config: EncoderConfig, head: nn.Module) -> None:
+
+class TaskModel(nn.Module):
+    """An encoder with a task's head on it.
+
+    Args:
+        config: the encoder's.
+        head: reads (T, D) and the batch.
+        layers: how many of the encoder's last layers are mixed for it; 1 is the last alone.
+
+    Raises:
+        UserError: more layers than there are.
+    """
+
+    def __init__(self, config: EncoderConfig, head: nn.Module, layers: int = 1) -> None:
         super().__init__()
+        check_layers(layers, config)
         self.config = config
         self.encoder = Encoder(config)
+        self.mix = ScalarMix(layers) if layers > 1 else None
         self.head = head
 
     def forward(self, batch: Batch) -> Tensor:
         """The head's outputs: (N, C) for a pooled head, (T, C) for one that reads every token."""
-        return self.head(self.encoder(batch), batch)
+        states: list[Tensor] | None = None if self.mix is None else []
+        hidden = self.encoder(batch, states=states)
+        return self.head(self.mixed(hidden, states), batch)
+
+    def mixed(self, hidden: Tensor, states: list[Tensor] | None) -> Tensor:
+        """What the head reads: the encoder's output (T, D), or several of its ``states`` in one.
+
+        All of them go through the final norm: in pre-norm encoders they grow from layer to layer.
+        """
+        if self.mix is None or states is None:
+            return hidden
+        last = states[-len(self.mix.weights) : -1]
+        return self.mix([*map(self.encoder.final_norm, last), hidden])

@@ -48,9 +48,19 @@ class FineTuningModule(SumLossModule):
         self.validation_loss = MeanMetric()
 
     def sums(self, batch: Batch) -> Sums:
-        """The task's loss over the micro-batch."""
+        """The task's loss over the micro-batch.
+
+        With R-Drop (https://arxiv.org/abs/2106.14448) dropout draws twice: the loss is the mean of
+        both passes', and a multiple of how far their outputs are apart.
+        """
         assert batch.labels is not None
-        return Sums(*self.task.loss(self.model(batch), batch.labels))
+        outputs = self.model(batch)
+        loss, count = self.task.training_loss(outputs, batch.labels)
+        if alpha := self.task.loss_options.r_drop:
+            second = self.model(batch)
+            loss = (loss + self.task.training_loss(second, batch.labels)[0]) / 2
+            loss = loss + alpha * self.task.divergence(outputs, second)
+        return Sums(loss, count)
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last validation saw."""
@@ -71,8 +81,8 @@ class FineTuningModule(SumLossModule):
         """Log the scores over all ranks."""
         if self.stops_validation():
             return
-        values = self.metrics.compute()
-        values["loss"] = self.validation_loss.compute()
+        # A task whose examples are parts of its inputs has a loss of whole inputs.
+        values = {"loss": self.validation_loss.compute()} | self.metrics.compute()
         # Tables, such as a confusion matrix, are made once, from the best state.
         self.log_validation({f"val/{k}": v.float() for k, v in values.items() if v.ndim == 0})
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlm.errors import UserError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _MOST_IN_A_POOL = 1 << 22
 
 # What only some tasks read, and its group; `Task.reads` says which. None is not given.
-SPECIFIC = {"stride": "data"}
+SPECIFIC = {"stride": "data", "truncation": "data", "long_texts": "data"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,16 @@ class DataOptions:
     max_length: int | None = None
     """Longer inputs are cut to this many tokens, of a pair the longer text first; by default the
     model's positions, at most 512."""
+    truncation: Literal["head", "tail", "both"] | None = None
+    """What is kept of a text that is cut: its `head` (the default), its `tail`, or `both`, a
+    quarter of the room for the head and the rest for the tail."""
+    long_texts: Literal["cut", "windows"] | None = None
+    """`cut` longer texts, or read them in `windows`: in training each is an example, and elsewhere
+    the mean of their votes is a text's answer. The model folder keeps this and `truncation` for
+    mlm's own commands; transformers knows neither."""
     stride: int | None = None
-    """Tokens that neighbouring windows of a long input share, in tasks that read it in windows."""
+    """Tokens that neighbouring windows of a long input share, in tasks that read it in windows; by
+    default a quarter of a window."""
     batch_size: int = 32
     """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
     length_pool: int = 32
@@ -64,8 +73,14 @@ class ModelOptions:
     random: bool = False
     """Take the folder's architecture and tokenizer but fresh weights: what pretraining is worth."""
     pooling: str | None = None
-    """`cls` or `mean`; by default what the encoder's family is native with (bert cls, modern
-    mean)."""
+    """`cls`, `mean`, `max` or `attention` (a learnt query); by default what the encoder's family is
+    native with (bert cls, modern mean)."""
+    layers: int = 1
+    """How many of the encoder's last layers the head reads, mixed with learnt weights; 1 is the
+    last alone, and one more than the encoder has takes its embeddings too."""
+    freeze: Literal["none", "embeddings", "encoder"] | int = "none"
+    """What is left as it is: `none`, `embeddings`, `encoder`, or how many of the lowest layers, the
+    embeddings below them included. Dropout in it is off."""
     dropout: float = 0.1
     """Dropout before the classifier."""
     hidden_dropout: float | None = None
@@ -82,6 +97,39 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class LossOptions:
+    """What is added to the task's own loss in training; validation reports the plain one."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+    """How much an example of each class counts: `none` is 1 each, `balanced` rows / (classes · rows
+    of the class), or a list in the order of the labels. The step's loss is divided by the number of
+    examples, not by the sum of their weights."""
+    focal_gamma: float = 0.0
+    """Count examples by how unsure of them the model is, to this power; 0 counts all alike."""
+    r_drop: float = 0.0
+    """Weight of the difference between two passes with other dropout (R-Drop); each step then does
+    both, and its loss is their mean and that difference."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"loss.label_smoothing: {self.label_smoothing} must lie in [0, 1)")
+        for name in ("focal_gamma", "r_drop"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loss.{name}: {getattr(self, name)} must be at least 0")
+        if isinstance(self.class_weights, list):
+            for weight in self.class_weights:
+                if not 0 < weight < math.inf:
+                    raise UserError(f"loss.class_weights: {weight} must be above 0, and finite")
+
+    def chosen(self) -> list[str]:
+        """The names of what is not at its default."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+
+@dataclass(frozen=True)
 class TaskSettings:
     """What a run decides about a task; kept in the model folder, under "mlm" in config.json."""
 
@@ -94,7 +142,13 @@ class TaskSettings:
     max_length: int | None = None
     """Longer inputs are cut to this many tokens; None takes the model's positions, at most 512."""
     pooling: str | None = None
-    """`cls` or `mean`; None takes what the encoder's family is native with."""
+    """`cls`, `mean`, `max` or `attention`; None takes what the encoder's family is native with."""
+    layers: int = 1
+    """How many of the encoder's last layers are mixed for the head."""
+    truncation: str | None = None
+    """`head`, `tail` or `both`: what is kept of a text that is cut."""
+    long_texts: str | None = None
+    """`cut` or `windows`: how texts are read that are longer."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share."""
 
@@ -103,6 +157,7 @@ class TaskSettings:
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("a text", lambda v: isinstance(v, str)),
     "str | None": ("a text or null", lambda v: isinstance(v, str | None)),
+    "int": ("a whole number", lambda v: type(v) is int),
     "int | None": ("a whole number or null", lambda v: v is None or type(v) is int),
     "tuple[str, ...]": (
         "a list of texts",
@@ -143,6 +198,9 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         labels=tuple(map(str, data.labels or ())),
         max_length=data.max_length,
         pooling=model.pooling,
+        layers=model.layers,
+        truncation=data.truncation,
+        long_texts=data.long_texts,
         stride=data.stride,
     )
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
-from tasks.base import Task
 from tasks.heads import PooledHead
+from tasks.long_texts import LongTextTask, mean_by
 from tasks.options import TaskSettings
 from tasks.rows import Rows
 
@@ -40,7 +40,7 @@ class ScaledHead(PooledHead):
         return super().forward(hidden, batch) * self.scale
 
 
-class Regression(Task):
+class Regression(LongTextTask):
     """A real number; the loss is the squared error in units of the targets' variance.
 
     While training, the classifier works in a unit near the targets' deviation, so that learning
@@ -49,6 +49,7 @@ class Regression(Task):
 
     name = "regression"
     monitor = "pearson"
+    losses = frozenset({"r_drop"})
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)
@@ -100,21 +101,28 @@ class Regression(Task):
         errors = (self.decide(outputs) - labels) / self.deviation
         return errors.square().sum(), torch.tensor(len(labels), device=outputs.device)
 
+    def divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        """Squared differences of two passes, in the loss's unit, summed over the examples."""
+        return ((first - second) / self.deviation).square().sum()
+
     def metrics(self) -> MetricCollection:
         """Pearson's and Spearman's correlation, and the mean squared error."""
-        from torchmetrics import MeanSquaredError, MetricCollection, SpearmanCorrCoef
+        from torchmetrics import MeanSquaredError, SpearmanCorrCoef
 
         from tasks.metrics import Pearson
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that ranks need all values is no news
-            return MetricCollection(
-                {
-                    "pearson": Pearson(),
-                    "spearman": SpearmanCorrCoef(),
-                    "mse": MeanSquaredError(),
-                }
-            )
+            metrics = {
+                "pearson": Pearson(),
+                "spearman": SpearmanCorrCoef(),
+                "mse": MeanSquaredError(),
+            }
+        return self.collected(metrics, torch.empty(0))
+
+    def pool_windows(self, outputs: Tensor, owner: Tensor, count: int) -> Tensor:
+        """The numbers of windows → those of texts, their mean."""
+        return mean_by(outputs.float(), owner, count)
 
     def decide(self, outputs: Tensor) -> Tensor:
         """(N, 1) → (N,)."""

@@ -7,18 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
-from tasks.base import Task
 from tasks.heads import PooledHead
+from tasks.long_texts import LongTextTask, log_mean_exp_by
+from tasks.losses import IGNORED, balanced_weights, cross_entropy, symmetric_kl
 from tasks.options import TaskSettings
 from tasks.rows import Rows
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
+    from torchmetrics import Metric, MetricCollection
 
 
 def label_text(value: Any) -> str | None:
@@ -51,11 +53,12 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(unique))
 
 
-class TextClassification(Task):
+class TextClassification(LongTextTask):
     """One label a text or pair, out of a set that training data (or the caller) decides."""
 
     name = "text_classification"
     monitor = "accuracy"
+    losses = frozenset({"label_smoothing", "class_weights", "focal_gamma", "r_drop"})
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)
@@ -65,9 +68,10 @@ class TextClassification(Task):
         # Labels that no output stands for get numbers beyond the outputs: never predicted, they
         # are wrong in every metric and stay in its denominator.
         self.unseen: list[str] = []
+        self.class_weights: list[float] | None = None
 
     def fit(self, rows: Rows, config: EncoderConfig) -> list[str]:
-        """Also settle the label set, and warn of classes that are hardly there."""
+        """Also settle the label set and its weights, and warn of classes that are hardly there."""
         remarks = super().fit(rows, config)
         counts = Counter(self._label_texts(rows))
         if len(counts) < 2:
@@ -77,6 +81,7 @@ class TextClassification(Task):
             )
         if not self.given:
             self.settings = replace(self.settings, labels=sort_labels(counts))
+        self.class_weights = self._weights(counts)
         if single := [label for label in self.settings.labels if counts[label] == 1]:
             remarks.append(f"{rows.path}: one example only of {_listed(single)}")
         if missing := [label for label in self.settings.labels if counts[label] == 0]:
@@ -110,18 +115,36 @@ class TextClassification(Task):
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy, summed over the examples whose label has an output."""
         known = labels < outputs.shape[-1]
-        targets = labels.masked_fill(~known, -100)
-        return F.cross_entropy(outputs, targets, ignore_index=-100, reduction="sum"), known.sum()
+        targets = labels.masked_fill(~known, IGNORED)
+        loss = F.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
+        return loss, known.sum()
+
+    def training_loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, weighted and smoothed as asked for, summed over the examples."""
+        options, weights = self.loss_options, self.class_weights
+        if weights is None and not options.label_smoothing and not options.focal_gamma:
+            return self.loss(outputs, labels)
+        loss = cross_entropy(
+            outputs,
+            labels,
+            None if weights is None else outputs.new_tensor(weights),
+            options.label_smoothing,
+            options.focal_gamma,
+        )
+        return loss, torch.tensor(len(labels), device=outputs.device)
+
+    def divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        """How far two passes' distributions are apart, both ways, summed over the examples."""
+        return symmetric_kl(first, second)
 
     def metrics(self) -> MetricCollection:
         """Accuracy, macro F1, MCC and the confusion matrix; F1 of the second of two classes."""
-        from torchmetrics import Metric, MetricCollection
         from torchmetrics import classification as c
 
         from tasks.metrics import PositiveF1
 
         classes = len(self._known())
-        metrics: dict[str, Metric | MetricCollection] = {
+        metrics: dict[str, Metric] = {
             "accuracy": c.MulticlassAccuracy(classes, average="micro"),
             "macro_f1": c.MulticlassF1Score(classes, average="macro"),
             "mcc": c.MulticlassMatthewsCorrCoef(classes),
@@ -129,7 +152,11 @@ class TextClassification(Task):
         }
         if len(self.settings.labels) == 2:
             metrics["f1"] = PositiveF1(classes)
-        return MetricCollection(metrics)
+        return self.collected(metrics, torch.empty(0, dtype=torch.long))
+
+    def pool_windows(self, outputs: Tensor, owner: Tensor, count: int) -> Tensor:
+        """The logits of windows → those of texts, whose probabilities are the windows' mean."""
+        return log_mean_exp_by(outputs.float().log_softmax(-1), owner, count)
 
     def decide(self, outputs: Tensor) -> Tensor:
         """(N, C) logits → (N,) the most likely class."""
@@ -162,6 +189,20 @@ class TextClassification(Task):
         task = super().restore(info, labels)
         task.given = False
         return task
+
+    def _weights(self, counts: Counter[str]) -> list[float] | None:
+        """How much an example of each class counts in training; None where all count alike."""
+        wanted, labels = self.loss_options.class_weights, self.settings.labels
+        if wanted == "balanced":
+            return balanced_weights([counts[label] for label in labels])
+        if not isinstance(wanted, list):
+            return None
+        if len(wanted) != len(labels):
+            raise UserError(
+                f"loss.class_weights: {len(wanted)} weights for {len(labels)} classes "
+                f"({_listed(labels)}); give one each"
+            )
+        return wanted
 
     def _known(self) -> tuple[str, ...]:
         return (*self.settings.labels, *self.unseen)

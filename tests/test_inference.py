@@ -57,7 +57,7 @@ def test_one_text_is_a_list_of_one_and_top_k_has_bounds(folder):
         fill("\udcff [MASK]")
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_vector_does_not_depend_on_its_company(folder, pooling, normalize):
     embedder = Embedder.from_pretrained(folder, pooling, normalize)
@@ -67,7 +67,7 @@ def test_a_vector_does_not_depend_on_its_company(folder, pooling, normalize):
     encoder = load_masked_lm(folder).encoder
     for text, vector in zip(TEXTS * 5, vectors, strict=True):
         hidden = encoder(ragged([tokenizer().encode(text).ids]))
-        expected = hidden.mean(0) if pooling == "mean" else hidden[0]
+        expected = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.amax(0)}[pooling]
         if normalize:
             expected = expected / expected.norm()
         assert torch.allclose(torch.from_numpy(vector), expected, atol=1e-5)

@@ -12,7 +12,7 @@ from mlm.errors import UserError
 from mlm.training.metrics_csv import read_metrics
 
 # Of a run's settings, those that make a model what it is.
-_RECIPE = ("seed", "budget", "task", "data", "optimizer")
+_RECIPE = ("seed", "budget", "task", "data", "loss", "optimizer")
 _CURVE_ROWS = 12
 
 

@@ -76,7 +76,11 @@ class PaddedEncoder(nn.Module):
             max_seqlen=longest,
             token_type_ids=None if token_type_ids is None else token_type_ids.flatten(),
         )
-        return self.encoder.encode(batch, layout).view(sequences, longest, -1)
+        return self.encode(batch, layout).view(sequences, longest, -1)
+
+    def encode(self, batch: Batch, layout: Layout) -> Tensor:
+        """(B · S, D): what is read of the encoder."""
+        return self.encoder.encode(batch, layout)
 
 
 class PaddedMaskedLM(PaddedEncoder):

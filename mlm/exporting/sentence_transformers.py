@@ -23,7 +23,7 @@ def export_sentence_transformers(
     Args:
         folder: any model whose encoder has a class in transformers.
         output: where to.
-        pooling: `mean` or `cls`; None is what the folder says, else the mean.
+        pooling: `mean`, `cls` or `max`; None is what the folder says, else the mean.
         normalize: whether vectors have length 1; None is what the folder says, else no.
 
     Returns:

@@ -30,13 +30,16 @@ class Native(NamedTuple):
     """The first choice that no class has, where there is none."""
 
 
-def native_class(config: EncoderConfig, head: str, pooling: str | None = None) -> Native:
+def native_class(
+    config: EncoderConfig, head: str, pooling: str | None = None, layers: int = 1
+) -> Native:
     """Which class of transformers is this model, or the choice that keeps it from being one.
 
     Args:
         config: the encoder's.
         head: one of `HEADS`, or another, which is never native.
-        pooling: `cls` or `mean` where the head reads one vector a text; None is the family's own.
+        pooling: `cls`, `mean`, … where the head reads one vector a text; None is the family's own.
+        layers: how many of the encoder's layers the head reads.
 
     >>> native_class(EncoderConfig(), "masked_lm").name
     'BertForMaskedLM'
@@ -56,6 +59,8 @@ def native_class(config: EncoderConfig, head: str, pooling: str | None = None) -
     if head == "sequence_classification" and pooling not in (None, *family.poolings):
         only = " or ".join(map(repr, family.poolings))
         return Native(None, f"pooling is {pooling!r} where {name} has {only}")
+    if layers != 1:
+        return Native(None, f"layers is {layers} where {name} has 1")
     return Native(name)
 
 

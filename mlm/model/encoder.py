@@ -92,6 +92,7 @@ class Encoder(nn.Module):
         batch: Batch,
         backend: str | None = None,
         weights: list[list[Tensor]] | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """One vector a token.
 
@@ -100,6 +101,7 @@ class Encoder(nn.Module):
             backend: an attention path to insist on, by its name in attention.py.
             weights: with backend ``reference``, gets a list a layer: a (heads, s, s) tensor a
                 sequence, whose rows sum to 1.
+            states: gets (T, D) of the embeddings and of each layer, before the final norm.
 
         Returns:
             (T, D).
@@ -113,9 +115,9 @@ class Encoder(nn.Module):
                 f"{self.config.max_position_embeddings} positions; shorten it or choose another "
                 "model"
             )
-        return self.encode(batch, prepare(batch, backend, weights))
+        return self.encode(batch, prepare(batch, backend, weights), states)
 
-    def encode(self, batch: Batch, layout: Layout) -> Tensor:
+    def encode(self, batch: Batch, layout: Layout, states: list[Tensor] | None = None) -> Tensor:
         """As `forward`, with the layout of the batch given: (T, D)."""
         config = self.config
         turns: dict[str, Rotation | None] = {"global": None, "local": None}
@@ -126,12 +128,16 @@ class Encoder(nn.Module):
             if config.local_rope_theta != config.rope_theta:
                 turns["local"] = rotation(positions, config.head_dim, config.local_rope_theta)
         hidden = self.embeddings(batch)
+        if states is not None:
+            states.append(hidden)
         for index, layer in enumerate(self.layers):
             turn = turns[config.layer_attention(index)]
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, layout, turn, use_reentrant=False)
             else:
                 hidden = layer(hidden, layout, turn)
+            if states is not None:
+                states.append(hidden)
         return self.final_norm(hidden)
 
 

@@ -29,4 +29,18 @@ def pool_mean(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
     return pooled.to(hidden.dtype)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cls": pool_cls, "mean": pool_mean}
+def pool_max(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The largest of each number over a sequence's tokens, (T, D) → (N, D).
+
+    >>> pool_max(torch.tensor([[1.0], [-5.0], [0.0], [-2.0]]), torch.tensor([0, 3, 4])).tolist()
+    [[1.0], [-2.0]]
+    """
+    pooled = torch.segment_reduce(hidden.float(), "max", offsets=cu_seqlens.long())
+    return pooled.to(hidden.dtype)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": pool_cls,
+    "mean": pool_mean,
+    "max": pool_max,
+}

@@ -143,7 +143,7 @@ class SumLossModule(LightningModule):
         )
         self.step_metrics = {
             "train/loss": loss / max(targets, 1.0),
-            "learning_rate": optimizer.param_groups[0]["lr"],
+            "learning_rate": max(group["lr"] for group in optimizer.param_groups),
             **self.extra_metrics(),
         }
         self.spent = Spent(self.spent.steps + 1, self.spent.tokens + int(tokens), seconds)

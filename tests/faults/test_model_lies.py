@@ -247,7 +247,7 @@ def outputs(folder: Path) -> list:
     else:
         predictor = Predictor.from_pretrained(folder)
         examples = predictor.task.encode([(text,) for text in texts], predictor.tokenizer)
-        found += [numbers.numpy() for _, numbers in predictor.outputs(examples)]
+        found += [numbers.numpy() for _, _, numbers in predictor.outputs(examples)]
     return found
 
 

@@ -253,6 +253,21 @@ def test_ragged_batches():
 
 
 @pytest.mark.parametrize("name", ["bert", "modern_4_layers"])
+def test_states_are_what_an_encoder_cut_off_there_gives(name):
+    encoder = Encoder(VARIANTS[name]).eval()
+    spread(encoder)
+    batch, states = ragged(sequences()), []
+    whole = encoder(batch)
+    assert torch.equal(encoder(batch, states=states), whole)
+    assert len(states) == encoder.config.num_hidden_layers + 1
+    for number, state in enumerate(states[1:], start=1):
+        lower = Encoder(VARIANTS[name].replace(num_hidden_layers=number)).eval()
+        lower.load_state_dict(encoder.state_dict(), strict=False)
+        assert torch.equal(lower(batch), encoder.final_norm(state))
+    assert torch.equal(states[0], encoder.embeddings(batch))
+
+
+@pytest.mark.parametrize("name", ["bert", "modern_4_layers"])
 def test_recomputing_layers_keeps_less_and_changes_nothing(name):
     encoder = Encoder(VARIANTS[name].replace(hidden_dropout=0.1, attention_dropout=0.1)).train()
     batch = ragged(sequences())

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from toy import write_csv
+from toy import write_csv, write_folder
 
 from mlm.cli import main
 from tasks.exporting import OnnxModel
 from tasks.inference import Predictor
+from tasks.text_classification import TextClassification
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,20 @@ def test_a_graph_answers_as_the_model_does(kind, toy, numbers, tmp_path, capsys,
         ours = predictor.model(batch)
     found = OnnxModel(tmp_path / "onnx" / "model.onnx")(batch)
     assert np.allclose(found.numpy(), ours.numpy(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["max", "attention"])
+def test_a_graph_pools_and_mixes_layers_as_the_model_does(
+    pooling, toy, tokenizer, tmp_path, capsys
+):
+    settings = {"pooling": pooling, "layers": 2}
+    model = write_folder(
+        tmp_path / "model", TextClassification, toy["train"], tokenizer, **settings
+    )
+    said = export(model, tmp_path / "onnx", "--data", toy["validation"], capsys=capsys)
+    assert said["max_difference"] < 1e-4
+    scores = said["scores"]
+    assert scores["model.onnx"]["loss"] == pytest.approx(scores["torch"]["loss"], rel=1e-4)
 
 
 def test_what_eight_bits_cost_in_accuracy_is_printed(classifier, toy, tmp_path, capsys):

@@ -397,6 +397,7 @@ def test_sigterm_saves_and_exits_with_143(toy, pretrained, tmp_path, capsys):
         ("--data.max_length 2", r"data\.max_length: 2 leaves no room"),
         ("--data.batch_size 0", r"data\.batch_size: 0 must be at least 1"),
         ("--model.pooling maen", r"model\.pooling: 'maen'.*did you mean mean"),
+        ("--model.layers 4", r"model\.layers: 4 must lie between 1 and 3"),
         ("--model.dropout 1.5", r"model\.dropout: 1\.5"),
         ("--checkpoint.monitor acuracy", r"checkpoint\.monitor: 'acuracy'.*did you mean accuracy"),
         ("--checkpoint.monitor confusion_matrix", r"checkpoint\.monitor"),
@@ -464,6 +465,31 @@ def test_what_is_not_native_is_said(toy, pretrained, tmp_path, capsys):
     assert len(lines) == 1
     assert "BertForSequenceClassification has 'cls'" in lines[0]
     assert Classifier.from_pretrained(tmp_path / "run" / "model").task.settings.pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("--model.pooling max", "pooling is 'max' where BertForSequenceClassification has 'cls'"),
+        ("--model.pooling attention", "pooling is 'attention' where"),
+        ("--model.layers 3", "layers is 3 where BertForSequenceClassification has 1"),
+    ],
+)
+def test_heads_of_our_own_learn_and_answer_the_same_from_their_folder(
+    toy, pretrained, tmp_path, capsys, more, reason
+):
+    found = run(toy, pretrained["bert"], tmp_path / "run", f"--trainer.max_epochs 6 {more}")
+    assert found["accuracy"] > 0.9
+    assert reason in capsys.readouterr().err
+    folder = tmp_path / "run" / "model"
+    state = read_folder(folder).state
+    learnt = [name for name in state if name in ("head.pool.query", "mix.weights")]
+    assert len(learnt) == ("max" not in more)
+    assert all(state[name].abs().max() > 0 for name in learnt)
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert validations(tmp_path / "run", "loss")[found["step"]] == pytest.approx(again["loss"])
+    # The head of a folder is started from where it fits, and a mix is not.
+    run(toy, folder, tmp_path / "more", "--trainer.max_steps 1 --model.layers 2")
 
 
 def test_a_task_of_ones_own_is_one_file(toy, pretrained, tmp_path, monkeypatch):

@@ -60,9 +60,15 @@ def test_an_empty_table_is_refused(tmp_path):
 
 
 def test_a_setting_that_the_task_does_not_read_is_refused():
-    settings = task_settings(DataOptions(stride=8), ModelOptions("x"))
-    with pytest.raises(UserError, match=r"data\.stride: the task regression has no use for it"):
-        find_task("regression")(settings)
+    class Plain(TextClassification):
+        name = "plain"
+        reads = frozenset()
+
+    for changes in ({"stride": 8}, {"truncation": "tail"}, {"long_texts": "windows"}):
+        settings = task_settings(DataOptions(**changes), ModelOptions("x"))
+        (name,) = changes
+        with pytest.raises(UserError, match=rf"data\.{name}: the task plain has no use for it"):
+            Plain(settings)
 
 
 def test_more_than_two_columns_are_refused():

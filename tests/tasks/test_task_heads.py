@@ -9,11 +9,12 @@ from mlm.batch import ragged
 from mlm.checkpoint import read_folder, save_folder
 from mlm.errors import UserError
 from mlm.model.config import preset
-from mlm.model.pooling import pool_cls, pool_mean
+from mlm.model.pooling import pool_cls, pool_max, pool_mean
 from tasks.base import find_task
 from tasks.folders import load_task_folder, save_task_folder, start_model
 from tasks.heads import PooledHead, TaskModel, TokenHead, default_pooling
 from tasks.options import ModelOptions, TaskSettings
+from tasks.pooling import AttentionPooling, ScalarMix, attention_pool
 
 SEQUENCES = [[2, 9, 8, 7, 3], [2, 3], [2, 11, 3], [2, 5, 6, 7, 8, 9, 10, 3]]
 
@@ -30,7 +31,12 @@ def hidden_states(batch, width=16):
 
 
 @pytest.mark.parametrize(
-    ("pool", "expected"), [(pool_cls, lambda x: x[0]), (pool_mean, lambda x: x.mean(0))]
+    ("pool", "expected"),
+    [
+        (pool_cls, lambda x: x[0]),
+        (pool_mean, lambda x: x.mean(0)),
+        (pool_max, lambda x: x.amax(0)),
+    ],
 )
 def test_pooling_equals_one_sequence_at_a_time(pool, expected):
     batch = ragged(SEQUENCES)
@@ -56,6 +62,76 @@ def test_mean_pooling_has_gradients():
     owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
     expected = (owner == 1).double()[:, None].expand(-1, 16) / lengths[1]
     torch.testing.assert_close(hidden.grad, expected)
+
+
+@pytest.mark.parametrize("loud", [1.0, 1000.0])  # at which exp alone would be infinite
+def test_attention_pooling_is_a_softmax_over_each_sequence(loud):
+    batch = ragged(SEQUENCES)
+    hidden = hidden_states(batch).double().float().requires_grad_()
+    query = (loud * torch.randn(16, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    found = attention_pool(hidden, batch.cu_seqlens, query)
+    expected = torch.stack(
+        [
+            (part @ query / 4.0).softmax(0) @ part
+            for part in hidden.split(batch.sequence_lengths.tolist())
+        ]
+    )
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), (hidden, query)),
+        torch.autograd.grad((expected * weight).sum(), (hidden, query)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_pooling_starts_as_the_mean_and_learns():
+    batch = ragged(SEQUENCES)
+    hidden, pool = hidden_states(batch), AttentionPooling(16)
+    torch.testing.assert_close(pool(hidden, batch.cu_seqlens), pool_mean(hidden, batch.cu_seqlens))
+    pool(hidden, batch.cu_seqlens).square().sum().backward()
+    assert pool.query.grad.abs().max() > 0
+
+
+def test_max_pooling_has_the_gradients_of_the_largest():
+    hidden = hidden_states(ragged(SEQUENCES)).requires_grad_()
+    pool_max(hidden, ragged(SEQUENCES).cu_seqlens).sum().backward()
+    parts = hidden.detach().split([len(s) for s in SEQUENCES])
+    expected = torch.cat([(part == part.amax(0)).float() for part in parts])
+    torch.testing.assert_close(hidden.grad, expected)
+
+
+def test_layers_are_mixed_by_a_softmax():
+    mix = ScalarMix(3)
+    states = list(torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(mix(states), torch.stack(states).mean(0))
+    mix.weights.data, mix.scale.data = torch.tensor([0.0, 1.0, -2.0]), torch.tensor(1.5)
+    a, b, c = torch.tensor([0.0, 1.0, -2.0]).softmax(0)
+    torch.testing.assert_close(mix(states), 1.5 * (a * states[0] + b * states[1] + c * states[2]))
+
+
+@pytest.mark.parametrize("family", ["bert", "modern"])
+@pytest.mark.parametrize("layers", [2, 3])  # of two, so that three takes the embeddings
+def test_a_head_reads_the_last_layers(family, layers):
+    torch.manual_seed(0)
+    c = config(family)
+    model = TaskModel(c, PooledHead(c, 3, "mean"), layers).eval()
+    model.mix.weights.data.normal_()
+    batch, states = ragged(SEQUENCES), []
+    model.encoder(batch, states=states)
+    weights = model.mix.weights.softmax(0)
+    normed = [model.encoder.final_norm(state) for state in states[-layers:]]
+    expected = sum(w * state for w, state in zip(weights, normed, strict=True))
+    torch.testing.assert_close(model(batch), model.head(expected, batch))
+    model(batch).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())  # as DDP wants it
+
+
+@pytest.mark.parametrize("layers", [0, 4])
+def test_layers_that_are_not_there_are_refused(layers):
+    with pytest.raises(UserError, match=rf"model\.layers: {layers} must lie between 1 and 3"):
+        TaskModel(config("bert"), PooledHead(config("bert"), 2, "cls"), layers)
 
 
 def test_bert_head_is_dense_tanh_classifier():

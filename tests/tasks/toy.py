@@ -77,14 +77,15 @@ def write_pretrained(directory: Path, family: str, tokenizer, **changes) -> Path
     return directory
 
 
-def write_folder(directory, kind, train, tokenizer, family="modern"):
+def write_folder(directory, kind, train, tokenizer, family="modern", **settings):
     """A folder of a task with random weights that are far from those of an initialisation."""
     config = toy_config(family, tokenizer)
-    task = kind(TaskSettings())
+    task = kind(TaskSettings(**settings))
     task.fit(Rows.read(train), config)
     torch.manual_seed(3)
-    model = TaskModel(config, task.build_head(config))
-    for parameter in model.head.parameters():
+    model = TaskModel(config, task.build_head(config), task.settings.layers)
+    added = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    for parameter in added:
         torch.nn.init.normal_(parameter, std=0.5)
     save_task_folder(directory, model.state_dict(), config, task, tokenizer)
     return directory

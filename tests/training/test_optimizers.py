@@ -163,9 +163,56 @@ def test_learning_rate_reaches_every_group():
     assert {g["lr"] for g in optimizer.param_groups} == {0.0025}
 
 
+SHARES = {"encoder.embeddings.": 0.125, "encoder.layers.0.": 0.25, "encoder.layers.1.": 0.5}
+
+
+def share(name):
+    return next((share for part, share in SHARES.items() if name.startswith(part)), 1.0)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_layers_learn_slower_the_lower_they_are(name):
+    module = model()  # of two layers
+    options = OptimizerOptions(name=name, lr=0.01, layer_decay=0.5)
+    optimizer = build_optimizer(module, options)
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    for parameter_name, parameter in module.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.005 * share(parameter_name)), parameter_name
+    assert {g["kind"] for g in optimizer.param_groups} == {"adamw", name}
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_first_step_is_as_long_as_its_rate(name):
+    whole, slow = model(), model()
+    for module, decay in ((whole, 1.0), (slow, 0.5)):
+        options = OptimizerOptions(name=name, lr=0.01, weight_decay=0.0, layer_decay=decay)
+        optimizer = build_optimizer(module, options)
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    before = dict(model().named_parameters())
+    pairs = zip(whole.named_parameters(), slow.parameters(), strict=True)
+    for (parameter_name, fast), other in pairs:
+        moved, less = fast - before[parameter_name], other - before[parameter_name]
+        torch.testing.assert_close(less, share(parameter_name) * moved, rtol=0, atol=1e-6)
+
+
+def test_frozen_weights_are_in_no_group():
+    module = model()
+    module.encoder.layers[0].requires_grad_(False)
+    for matrices in ("adamw", "muon"):
+        groups = parameter_groups(module, 0.1, matrices, 0.5)
+        found = {id(p) for g in groups for p in g["params"]}
+        assert found == {id(p) for p in module.parameters() if p.requires_grad}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        ({"layer_decay": 0.0}, "layer_decay"),
+        ({"layer_decay": 1.1}, "layer_decay"),
         ({"name": "mun"}, "muon"),
         ({"schedule": "cosin"}, "cosine"),
         ({"lr": 0.0}, "lr"),
