@@ -38,7 +38,13 @@ NEVER_IMPORTED = ["mlm.cli", "mlm.commands", "tasks.commands"]  # they assemble;
 # Seconds to import, or missing from many machines: only where they are used, inside a function.
 LAZY = ["datasets", "wandb", "transformers", "sklearn", "matplotlib", "jsonargparse"]
 LIGHTNING = ["pytorch_lightning", "lightning", "lightning_fabric"]
-LIGHTNING_MODULES = ["mlm.training", "tasks.module", "tasks.datamodule", "tasks.finetuning"]
+LIGHTNING_MODULES = [
+    "mlm.training",
+    "tasks.module",
+    "tasks.datamodule",
+    "tasks.finetuning",
+    "tasks.single_run",
+]
 
 
 @dataclass(frozen=True)
