@@ -57,11 +57,11 @@ def read_weights(directory: Path) -> Weights:
     if path is None:
         raise UserError(f"{directory}: has no weights ({' or '.join(NAMES[::2])})")
     if path.suffix != ".json":
-        tensors, metadata = _read_file(path)
+        tensors, metadata = read_tensors(path)
     else:
         tensors, metadata = {}, {}
         for shard in _shards(path):
-            tensors |= _read_file(directory / shard)[0]
+            tensors |= read_tensors(directory / shard)[0]
         if missing := read_json(path)["weight_map"].keys() - tensors.keys():
             raise UserError(f"{path}: the tensor {min(missing)} is in none of the files it names")
     if SHA256 in metadata and metadata[SHA256] != digest(tensors):
@@ -91,7 +91,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_file(path: Path) -> tuple[State, dict[str, str]]:
+def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
+    """The tensors and the metadata of one file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     _check_download(path)
     if path.suffix == ".bin":
         return _read_pickle(path), {}

@@ -26,10 +26,12 @@ from mlm.training.run_directory import choose_checkpoint, write_config
 from mlm.training.trainer import choose_budget
 from tasks.base import Task, find_task
 from tasks.encoding import Example
+from tasks.lora import plan_lora
 from tasks.options import (
     SPECIFIC,
     CheckpointOptions,
     DataOptions,
+    LoraOptions,
     LossOptions,
     ModelOptions,
     task_settings,
@@ -92,6 +94,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         raise UserError(
             "loss.r_drop: without dropout both passes are the same; set model.dropout above 0"
         )
+    lora = plan_lora(LoraOptions(**settings["lora"]), model, folder, config)
     checkpoint = CheckpointOptions(**settings["checkpoint"])
     train, validation = Rows.read(settings["train"]), Rows.read(settings["validation"])
     remarks = task.fit(train, config) + task.remarks(validation)
@@ -125,7 +128,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         "trainer": trainer,
     }
     inputs, targets = task.inputs(validation), task.targets(validation)
-    return Prepared(resolved, task, folder, config, examples, held_out, inputs, targets)
+    return Prepared(resolved, task, folder, config, examples, held_out, inputs, targets, lora)
 
 
 def _summarise(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
@@ -135,8 +138,9 @@ def _summarise(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path)
         return {}
     sign = 1 if prepared.task.higher_is_better(monitor) else -1
     best = max(results, key=lambda result: sign * result[monitor])
-    with atomic_folder(run_dir / "model") as draft:
-        shutil.copytree(best["model"], draft, dirs_exist_ok=True)
+    for name in ("model", *(["adapter"] if prepared.lora else [])):
+        with atomic_folder(run_dir / name) as draft:
+            shutil.copytree(Path(best["model"]).with_name(name), draft, dirs_exist_ok=True)
     summary: dict[str, Any] = {
         "model": str(run_dir / "model"),
         "monitor": monitor,

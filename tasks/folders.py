@@ -41,7 +41,13 @@ def load_task_folder(
     Raises:
         UserError: no such folder, a damaged one, one of another kind, or a task that is not known.
     """
-    folder = read_folder(directory)
+    return build_task(read_folder(directory), task)
+
+
+def build_task(
+    folder: ModelFolder, task: str | type[Task] | None = None
+) -> tuple[TaskModel, Task, tokenizers.Tokenizer]:
+    """As `load_task_folder`, of a folder that is read already."""
     kind = task_class(folder, task)
     try:
         restored = kind.restore(folder.info, folder.labels or ())

@@ -11,12 +11,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from mlm.batch import Batch
+from mlm.errors import UserError
 from mlm.training.base import SumLossModule, Sums
 from mlm.training.budget import Budget
 from mlm.training.checkpoint_io import without_prefix
 from mlm.training.optimizers import OptimizerOptions
 from tasks.base import Task
 from tasks.heads import TaskModel
+from tasks.lora import Lora
 
 
 class FineTuningModule(SumLossModule):
@@ -32,6 +34,7 @@ class FineTuningModule(SumLossModule):
         budget: Budget,
         batch_size: int,
         seed: int = 0,
+        lora: Lora | None = None,
     ) -> None:
         """
         Args:
@@ -41,9 +44,10 @@ class FineTuningModule(SumLossModule):
             budget: the length of the run.
             batch_size: examples a step.
             seed: of dropout.
+            lora: the adapters that ``model`` has.
         """
         super().__init__(model, optimizer, budget, seed, expected_count=batch_size)
-        self.task = task
+        self.task, self.lora = task, lora
         self.metrics = task.metrics()
         self.validation_loss = MeanMetric()
 
@@ -86,11 +90,20 @@ class FineTuningModule(SumLossModule):
         # Tables, such as a confusion matrix, are made once, from the best state.
         self.log_validation({f"val/{k}": v.float() for k, v in values.items() if v.ndim == 0})
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adapters are kept as they are, too: the model folder has them merged."""
+        super().on_save_checkpoint(checkpoint)
+        if self.lora:
+            checkpoint["lora"] = self.lora.kept(without_prefix(checkpoint["state_dict"]))
+
+    def training_weights(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         """Weights come as model folders have them."""
-        super().on_load_checkpoint(checkpoint)
         weights = self.task.training_state(without_prefix(checkpoint["state_dict"]))
-        checkpoint["state_dict"] = {f"model.{name}": value for name, value in weights.items()}
+        if self.lora:
+            weights = self.lora.restored(self.model, weights, checkpoint.get("lora"))
+        elif "lora" in checkpoint:
+            raise UserError("--resume: this checkpoint has adapters; go on with its --lora.rank")
+        return {f"model.{name}": value for name, value in weights.items()}
 
 
 class KeepBest(Callback):

@@ -130,6 +130,54 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters: the encoder stays, and only they and the head learn."""
+
+    rank: int = 0
+    """Of the adapters; 0 is none, and all of the encoder learns."""
+    alpha: float | None = None
+    """An adapter's product counts alpha / rank times; by default 16."""
+    targets: list[str] | None = None
+    """The linear layers that get one, by parts of their names (`qkv`, `layers.[01].*down`; `*`, `?`
+    and `[…]` as in file names); by default those of attention and feed-forward."""
+    dropout: float = 0.0
+    """Of the adapters' input."""
+    adapter: str | None = None
+    """A folder `adapter` of another run on the same `--model`: start from it, with its rank, alpha
+    and targets."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, by name."""
+        if self.rank < 0:
+            raise UserError(f"lora.rank: {self.rank} must be at least 0, which is none")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise UserError(f"lora.alpha: {self.alpha} must be above 0, and finite")
+        if self.targets is not None and not self.targets:
+            raise UserError("lora.targets: the list is empty; leave it out to take the usual ones")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"lora.dropout: {self.dropout} must lie in [0, 1)")
+        if not self.wanted:
+            for name in ("alpha", "targets", "dropout"):
+                if getattr(self, name):
+                    raise UserError(f"lora.{name}: there are no adapters; set lora.rank, such as 8")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are adapters."""
+        return self.rank > 0 or self.adapter is not None
+
+    @property
+    def chosen_alpha(self) -> float:
+        """The one given, or the default."""
+        return 16.0 if self.alpha is None else self.alpha
+
+    @property
+    def chosen_targets(self) -> list[str]:
+        """Those given, or the default."""
+        return ["mixer", "feed_forward"] if self.targets is None else self.targets
+
+
+@dataclass(frozen=True)
 class TaskSettings:
     """What a run decides about a task; kept in the model folder, under "mlm" in config.json."""
 

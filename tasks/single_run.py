@@ -28,13 +28,14 @@ from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, l
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device
 from mlm.training.progress import BudgetProgress
-from mlm.training.run_directory import choose_checkpoint, resumed_step, write_config
+from mlm.training.run_directory import choose_checkpoint, is_rank_zero, resumed_step, write_config
 from mlm.training.trainer import build_trainer, choose_budget
 from tasks.base import Task
 from tasks.datamodule import FineTuningDataModule
 from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
 from tasks.inference import Predictor
+from tasks.lora import Lora, describe_learning
 from tasks.module import FineTuningModule, KeepBest
 from tasks.options import (
     CheckpointOptions,
@@ -59,6 +60,7 @@ class Prepared:
     validation: list[Example]
     validation_inputs: list[Any]
     validation_targets: list[Any]
+    lora: Lora | None = None
 
 
 def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
@@ -79,8 +81,12 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
 
     torch.manual_seed(seed)
     model = start_model(ModelOptions(**settings["model"]), prepared.folder, task, prepared.config)
+    if prepared.lora:
+        prepared.lora.put_on(model, task)
+        if is_rank_zero():
+            say(describe_learning(model))
     model.encoder.recompute = settings["activation_checkpointing"]
-    module = FineTuningModule(model, task, optimizer, budget, data.batch_size, seed)
+    module = FineTuningModule(model, task, optimizer, budget, data.batch_size, seed, prepared.lora)
     guards = GuardOptions.of(settings)
     guard(module, guards, run_dir)
     accumulation = trainer_settings["accumulate_grad_batches"]
@@ -96,7 +102,9 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     device = resolve_device(trainer_settings["accelerator"])
     lengths = np.array([len(e.input_ids) for e in prepared.train])
     every_n_steps = trainer_settings["log_every_n_steps"]
-    whole = settings["model"]["freeze"] == "none"  # what a frozen part saves is not counted
+    whole = (
+        settings["model"]["freeze"] == "none" and not prepared.lora
+    )  # what a frozen part saves is not counted
     metrics = StepMetrics(
         every_n_steps,
         flops_per_token(prepared.config, lengths, head_share=0.0),
@@ -105,7 +113,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     save = _ModelSaver(prepared, module)
     assert checkpoint.monitor is not None
     keep_best = KeepBest(
-        partial(save, run_dir / "model"),
+        partial(save.best, run_dir),
         f"val/{checkpoint.monitor}",
         task.higher_is_better(checkpoint.monitor),
         checkpoint.patience,
@@ -184,7 +192,7 @@ def _score_best(
 
 
 class _ModelSaver:
-    """Writes a run's weights as a model folder."""
+    """Writes a run's weights as a model folder, adapters merged."""
 
     def __init__(self, prepared: Prepared, module: FineTuningModule) -> None:
         self.prepared, self.module = prepared, module
@@ -193,6 +201,8 @@ class _ModelSaver:
         prepared = self.prepared
         found = self.module.trainer.callback_metrics
         scores = {k: float(v) for k, v in found.items() if k.startswith("val/")}
+        if prepared.lora:
+            weights = prepared.lora.merged(weights)
         save_task_folder(
             directory,
             weights,
@@ -202,3 +212,10 @@ class _ModelSaver:
             info={"steps": self.module.spent.steps},
             card=model_card(prepared.task, scores, self.module.spent.steps),
         )
+
+    def best(self, run_dir: Path, weights: dict[str, Tensor]) -> None:
+        """The model folder of a run, and its adapters alone beside it."""
+        prepared = self.prepared
+        if prepared.lora:
+            prepared.lora.save(run_dir / "adapter", weights, prepared.task, prepared.folder)
+        self(run_dir / "model", weights)

@@ -8,7 +8,7 @@ ours, and one of theirs opens here. A family is a file with a table, and its lin
 from mlm.huggingface.config import NativeConfig, read_config, read_labels, write_config
 from mlm.huggingface.family import ACTIVATIONS, Family
 from mlm.huggingface.native import FAMILIES, HEADS, Native, native_class, nearest_family
-from mlm.huggingface.tensors import State, drop_repeated, from_native, to_native
+from mlm.huggingface.tensors import State, drop_repeated, from_native, native_modules, to_native
 from mlm.huggingface.values import checked, layer_kinds, layer_pattern
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "layer_kinds",
     "layer_pattern",
     "native_class",
+    "native_modules",
     "nearest_family",
     "read_config",
     "read_labels",

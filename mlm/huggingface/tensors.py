@@ -30,6 +30,12 @@ def to_native(state: Mapping[str, Tensor], family: Family, head: str) -> State:
     return native
 
 
+def native_modules(module: str, family: Family, head: str) -> tuple[str, ...]:
+    """What transformers calls one of our modules: several where ours stacks theirs."""
+    kind, layer, _ = _split(f"{module}.weight")
+    return tuple(their.replace("*", layer) for their in _modules(family, head)[kind])
+
+
 def from_native(native: Mapping[str, Tensor], family: Family, head: str) -> State:
     """Tensors of transformers under our names: what `to_native` did, undone.
 

@@ -207,17 +207,23 @@ class SumLossModule(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(values, step=self.spent.steps)
 
+    def training_weights(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights of ``checkpoint`` as this module holds them, not as model folders do."""
+        weights: dict[str, Tensor] = checkpoint["state_dict"]
+        return weights
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the budget has used."""
         spent = self.spent
         checkpoint["spent"] = [spent.steps, spent.tokens, spent.seconds]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from what the budget had used.
+        """Go on from the weights, and from what the budget had used.
 
         Lightning counts batches too, but a checkpoint written inside a hook catches its counters
         in the middle; how many were done follows from the steps.
         """
+        checkpoint["state_dict"] = self.training_weights(checkpoint)
         self.spent = Spent(*checkpoint["spent"])
         loop = checkpoint["loops"]["fit_loop"]
         done = self.spent.steps * self.trainer.accumulate_grad_batches

@@ -76,13 +76,13 @@ class WatchSpikes(Callback):
         if trainer.is_global_zero:
             say(what + (f"; went back to {gone_back}" if gone_back else ""))
 
-    def _go_back(self, trainer: Trainer, module: LightningModule) -> Path | None:
+    def _go_back(self, trainer: Trainer, module: SumLossModule) -> Path | None:
         assert self.checkpoints is not None
         path = latest_checkpoint(self.checkpoints)
         if path is None:
             return None
         state = self.load(path)
-        module.load_state_dict(state["state_dict"])
+        module.load_state_dict(module.training_weights(state))
         for optimizer, saved in zip(trainer.optimizers, state["optimizer_states"], strict=True):
             optimizer.load_state_dict(saved)
         return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlm.arguments import CommandParser, add_activation_checkpointing, settings
-from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions
+from tasks.options import CheckpointOptions, DataOptions, LoraOptions, LossOptions, ModelOptions
 
 # What suits fine-tuning, where pretraining's own default would not.
 _OPTIMIZER = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01, "betas": (0.9, 0.98)}
@@ -57,6 +57,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_class_arguments(GuardOptions)
     parser.add_class_arguments(DataOptions, "data")
     parser.add_class_arguments(ModelOptions, "model")
+    parser.add_class_arguments(LoraOptions, "lora")
     parser.add_class_arguments(LossOptions, "loss")
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.set_defaults({f"optimizer.{k}": v for k, v in (_OPTIMIZER | _SCHEDULE).items()})
