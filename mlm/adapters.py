@@ -36,7 +36,7 @@ class LoRALinear(nn.Linear):
     lora_B: nn.Parameter  # noqa: N815
     """(out, r), zeros at first, so that nothing has changed yet."""
     scale: float
-    """α / r."""
+    """Alpha / r."""
     dropout: Dropout
 
     @classmethod
