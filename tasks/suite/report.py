@@ -77,14 +77,15 @@ def write_report(
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:
+    error = f"failed: {line['error'].replace('|', '/')}" if "error" in line else ""
     if "mean" not in line:
-        return [line["set"], f"failed: {line['error'].replace('|', '/')}", *[""] * 7]
+        return [line["set"], error, *[""] * 7]
     rows = line["rows"]
     scores = [_percent(line[key]) for key in ("mean", "std", "median")]
     values = " ".join(map(_percent, line["values"]))
     numbers = [f"{rows['train']:,}", f"{rows['test']:,}", f"{line['seconds']:,.0f}"]
-    metric = f"{line['metric']}, failed: {line['error']}" if "error" in line else line["metric"]
-    return [line["set"], metric, *scores, values, *numbers]
+    metric = [line["metric"], error] if error else [line["metric"]]
+    return [line["set"], ", ".join(metric), *scores, values, *numbers]
 
 
 def _percent(value: float | None) -> str:
