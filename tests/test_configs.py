@@ -15,6 +15,7 @@ from mlm.config_files import find_config, shipped_configs, to_yaml
 CONFIGS = sorted(
     pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}/{path.stem}")
     for path in shipped_configs().rglob("*.yaml")
+    if path.parent.name != "suites"  # of sets, not of settings: tests/tasks/test_suite.py
 )
 each_config = pytest.mark.parametrize(("command", "name"), CONFIGS)
 
@@ -29,7 +30,7 @@ def parse(command, *options):
 
 def test_there_are_configs_and_nothing_else():
     files = [path for path in shipped_configs().rglob("*") if path.is_file()]
-    assert {path.parent.name for path in files} == {"pretrain", "finetune"}
+    assert {path.parent.name for path in files} == {"pretrain", "finetune", "suites"}
     assert {path.suffix for path in files} == {".yaml"}
 
 
