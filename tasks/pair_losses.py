@@ -60,22 +60,20 @@ SCORED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 # --- pairs without ---
 
 
-def not_wrong(queries: Tensor, answers: Tensor, candidates: Tensor, partners: Tensor) -> Tensor:
+def not_wrong(queries: Tensor, answers: Tensor, candidates: Tensor) -> Tensor:
     """Which candidates would be false negatives, as numbers of texts tell.
 
     Args:
         queries: (N,) the texts that look for their partner.
         answers: (N,) their partners.
         candidates: (C,) the texts that they look among.
-        partners: (C,) the text that each of those belongs to; -1 for none.
 
     Returns:
-        (N, C) bool: the answer itself, the query itself, or another partner of the query.
+        (N, C) bool: the query itself, or what any pair of the batch has as an answer to it.
     """
-    found = candidates == answers[:, None]
-    found |= candidates == queries[:, None]
-    found |= partners == queries[:, None]
-    return found
+    alike = (queries[:, None] == queries).float()
+    right = alike @ (answers[:, None] == candidates).float() > 0
+    return right | (candidates == queries[:, None])
 
 
 def in_batch_negatives(
@@ -101,16 +99,11 @@ def in_batch_negatives(
         queries, answers, *others = texts.unbind(1)
         loss = _ranking(
             first @ torch.cat([second, *negatives]).T / temperature,
-            not_wrong(
-                queries,
-                answers,
-                torch.cat([answers, *others]),
-                torch.cat([queries, *(torch.full_like(other, -1) for other in others)]),
-            ),
+            not_wrong(queries, answers, torch.cat([answers, *others])),
         )
         if symmetric:
             backward = first @ second.T / temperature
-            excluded = not_wrong(answers, queries, queries, answers)
+            excluded = not_wrong(answers, queries, queries)
             loss = (loss + _ranking(backward.T, excluded)) / 2
         return loss
 

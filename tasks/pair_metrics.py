@@ -16,8 +16,6 @@ from torchmetrics import Metric
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.utilities import dim_zero_cat
 
-from tasks.pair_losses import not_wrong
-
 # Similarities at once: 64 MiB of them.
 _MOST = 1 << 24
 
@@ -76,8 +74,8 @@ def retrieval(vectors: Tensor, texts: Tensor, temperature: float) -> dict[str, T
     """How well each first text finds its second among all second texts, by cosine.
 
     A text that stands there several times is one candidate. Candidates that would be no mistake
-    (`not_wrong`) are passed over; one that is as near as the right one comes before it, so that
-    vectors which are all the same find nothing.
+    (`tasks.pair_losses.not_wrong`) are passed over; one that is as near as the right one comes
+    before it, so that vectors which are all the same find nothing.
 
     Args:
         vectors: (N, 2, D) fp32.
@@ -98,7 +96,8 @@ def retrieval(vectors: Tensor, texts: Tensor, temperature: float) -> dict[str, T
     for rows in torch.arange(len(texts), device=texts.device).split(max(1, _MOST // len(texts))):
         similarities = F.normalize(first[rows], dim=-1) @ candidates.T  # (n, U)
         own = similarities.gather(1, place[rows][:, None])
-        row, column = not_wrong(queries[rows], answers[rows], answers, queries).nonzero().unbind(1)
+        asked = queries[rows][:, None]
+        row, column = ((queries == asked) | (answers == asked)).nonzero().unbind(1)
         similarities[row, place[column]] = -torch.inf
         ranks.append(1 + (~(own > similarities)).sum(1))  # what is NaN is found last, not first
         logits = torch.cat([own, similarities], 1) / temperature

@@ -303,6 +303,10 @@ class SentenceEmbedding(Task):
 
     # -- predictions and saving -------------------------------------------------------------------
 
+    def split(self, outputs: Tensor, batch: Batch) -> Sequence[Tensor]:
+        """(2 N, D) → (2, D) a pair."""
+        return outputs.view(-1, 2, outputs.shape[-1]).unbind()
+
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The cosine, as `score`."""
         return [{"score": score} for score in self.decide(outputs).tolist()]

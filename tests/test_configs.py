@@ -142,6 +142,9 @@ def asked(i):
 ROWS = {"token_classification": tagged, "question_answering": asked}
 
 
+SCORED = ("regression", "sentence_embedding")
+
+
 def table(folder, loaded):
     """A table with the columns that a config reads."""
     data = loaded["data"]
@@ -149,7 +152,7 @@ def table(folder, loaded):
     columns = columns if isinstance(columns, list) else [columns]
 
     def labelled(i):
-        label = i % 5 if loaded["task"] == "regression" else ["no", "yes"][i % 2]
+        label = i % 5 if loaded["task"] in SCORED else ["no", "yes"][i % 2]
         texts = dict.fromkeys(columns, f"{i} cats and dogs")
         return texts | {data["label_column"] or "label": label}
 
