@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -55,17 +55,23 @@ class CommandParser(jsonargparse.ArgumentParser):
         """
         self.limits = keys
 
-    def parse(self, argv: Sequence[str]) -> jsonargparse.Namespace:
+    def parse(
+        self, argv: Sequence[str], given: Mapping[str, Setting] | None = None
+    ) -> jsonargparse.Namespace:
         """The values of every option, from the defaults, the config files and ``argv``.
+
+        Args:
+            argv: the words after ``mlm COMMAND``.
+            given: settings that another file holds, by dotted key; they come before ``argv``'s.
 
         Raises:
             UserError: anything that is wrong with them.
         """
-        known = self._known()
+        known = self.known()
         self._tidy_help()
         words, configs = expand(argv, known)
         typed = typed_keys(words)
-        self._from_config = {}
+        self._from_config = dict(given or {})
         for name in configs:
             self._from_config |= read_config(find_config(name, self.command), known)
         # An option wins wherever it stands, and with it whatever it replaces goes.
@@ -101,7 +107,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         """Raise what jsonargparse found, said in one line."""
         raise UserError(self._explain(message)) from ex
 
-    def _known(self) -> set[str]:
+    def known(self) -> set[str]:
         """Every key that a value can be given to, dotted."""
         keys = {
             action.dest
@@ -131,7 +137,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         """``problem`` with the key, and where a config file set it."""
         if key in self._from_config:
             return f"{self._from_config[key].where}: {key}: {problem}"
-        return f"--{key}: {problem}" if key in self._known() else f"{key}: {problem}"
+        return f"--{key}: {problem}" if key in self.known() else f"{key}: {problem}"
 
     def _explain(self, message: str) -> str:
         """jsonargparse's message in one line that says which key and which value."""

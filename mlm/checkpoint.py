@@ -238,6 +238,8 @@ def _config_hash(said: _Said) -> str:
     decisive |= {"head": said.head, "pooling": said.info.get("pooling")}
     if (layers := said.info.get("layers", 1)) != 1:  # older folders name none
         decisive |= {"layers": layers}
+    if "task" in said.info and (vectors := said.info.get("sentence_vectors")):  # what was trained
+        decisive |= {"sentence_vectors": vectors}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "tasks.commands.finetune",
     ),
     "evaluate": ("metrics of a model on data, as JSON", "tasks.commands.evaluate"),
+    "evaluate-suite": (
+        "fine-tune and score an encoder on many sets",
+        "tasks.commands.evaluate_suite",
+    ),
     "predict": (
         "a fine-tuned model's answer to each text, as JSON lines",
         "tasks.commands.predict",

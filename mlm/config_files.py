@@ -39,15 +39,19 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def find_config(name: str, command: str, shipped: Path | None = None) -> Path:
+def find_config(
+    name: str, command: str, shipped: Path | None = None, option: str = "--config"
+) -> Path:
     """The file that ``--config name`` means.
 
     A bare word is a shipped config of the command (``mini_cpu``); anything else, a path.
 
     Args:
         name: what the user typed.
-        command: `pretrain`, `finetune`, …: shipped configs lie in one folder a command.
+        command: `pretrain`, `finetune`, …: shipped configs lie in one folder a command, and
+            suites of sets in `suites`.
         shipped: the folder of shipped configs; by default this installation's.
+        option: the option that names it, for messages.
 
     Raises:
         UserError: there is no such file; the shipped ones are listed.
@@ -61,10 +65,10 @@ def find_config(name: str, command: str, shipped: Path | None = None) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise UserError(f"--config {name}: this is a folder; name a YAML file")
+        raise UserError(f"{option} {name}: this is a folder; name a YAML file")
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     hint = f"; the shipped ones are {', '.join(known)}" if known else ""
-    raise UserError(f"--config {name}: no such file{hint}")
+    raise UserError(f"{option} {name}: no such file{hint}")
 
 
 def nearest(key: str, known: Collection[str]) -> str | None:
@@ -106,15 +110,25 @@ def read_config(path: Path, known: Collection[str]) -> dict[str, Setting]:
         UserError: not YAML, not a mapping, a key twice, a key that is not known, or aliases that
             explode.
     """
+    settings: dict[str, Setting] = {}
+    root = compose(path)
+    # An empty file, or one of comments only, changes nothing.
+    if root is not None:
+        flatten(root, "", path, known, settings)
+    return settings
+
+
+def compose(path: Path) -> yaml.Node | None:
+    """A YAML file as nodes, which know their lines; None for an empty one.
+
+    Raises:
+        UserError: not YAML, or aliases that explode.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=_Loader)
-        settings: dict[str, Setting] = {}
-        # An empty file, or one of comments only, changes nothing.
-        if root is not None:
-            if _written_out(root, {}) > 4 * len(text) + _ALIAS_ROOM:
-                raise UserError(f"{path}: its aliases (*) have no end, or stand for too much")
-            _flatten(root, "", path, known, settings)
+        if root is not None and _written_out(root, {}) > 4 * len(text) + _ALIAS_ROOM:
+            raise UserError(f"{path}: its aliases (*) have no end, or stand for too much")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a YAML file (byte {error.start} is not UTF-8)") from error
     except yaml.MarkedYAMLError as error:
@@ -125,7 +139,40 @@ def read_config(path: Path, known: Collection[str]) -> dict[str, Setting]:
         ) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return settings
+    return root
+
+
+def entries(
+    node: yaml.Node | None, where: str, known: Collection[str], path: Path
+) -> dict[str, yaml.Node]:
+    """The nodes of a mapping by their keys.
+
+    Args:
+        node: what should be a mapping; None is none.
+        where: says what it is of, for messages.
+        known: the keys that it may have.
+        path: the file.
+
+    Raises:
+        UserError: no mapping, a key that is not known, or one twice.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{where}: expected named values such as `{min(known)}`")
+    found: dict[str, yaml.Node] = {}
+    for key_node, value in node.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+        line = located(path, key_node)
+        if key not in known:
+            raise UserError(f"{line}: {key}: no such setting{did_you_mean(key, known)}")
+        if key in found:
+            raise UserError(f"{line}: {key} is set twice (before in {located(path, found[key])})")
+        found[key] = value
+    return found
+
+
+def located(path: Path, node: yaml.Node) -> str:
+    """The file and the line of a node, for messages."""
+    return f"{path}, line {node.start_mark.line + 1}"
 
 
 def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
@@ -142,25 +189,25 @@ def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
     return sizes[id(node)]
 
 
-def _flatten(
+def flatten(
     node: yaml.Node, key: str, path: Path, known: Collection[str], into: dict[str, Setting]
 ) -> None:
     """Add what stands under ``key`` to ``into``, going down as far as there are groups."""
-    where = f"{path}, line {node.start_mark.line + 1}"
+    where = located(path, node)
     prefix = f"{key}." if key else ""
     if not any(k.startswith(prefix) for k in known if k != key):
         if key not in known:
             raise UserError(f"{where}: {key}: no such setting{did_you_mean(key, known)}")
         if key in into:
             raise UserError(f"{where}: {key} is set twice (before in {into[key].where})")
-        into[key] = Setting(_construct(node, f"{where}: {key}"), where)
+        into[key] = Setting(construct(node, f"{where}: {key}"), where)
         return
     if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
         for key_node, value_node in node.value:
             name = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-            _flatten(value_node, prefix + name, path, known, into)
+            flatten(value_node, prefix + name, path, known, into)
         return
-    value = _construct(node, f"{where}: {key}")
+    value = construct(node, f"{where}: {key}")
     if isinstance(value, str) and f"{prefix}path" in known and key:
         into[f"{prefix}path"] = Setting(value, where)
     elif value is not None:
@@ -220,10 +267,11 @@ _Dumper.add_representer(
 )
 
 
-def _construct(node: yaml.Node, where: str) -> Any:
+def construct(node: yaml.Node, where: str) -> Any:
+    """What YAML makes of a node; ``where`` begins the message of a `UserError`."""
     try:
         return _Loader("").construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(f"{where}: {problem}") from error
     except (KeyError, AttributeError, TypeError) as error:  # PyYAML looks up what is not there

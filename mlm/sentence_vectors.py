@@ -50,14 +50,37 @@ def sentence_vectors(directory: Path, info: Mapping[str, Any]) -> SentenceVector
     Raises:
         UserError: damaged files, or a step that is not supported, by its name.
     """
-    if (kept := info.get("sentence_vectors")) is not None:
+    if info.get("sentence_vectors") is not None:
         try:
-            return SentenceVectors(**kept)
-        except TypeError:
-            raise UserError(f"{directory}/config.json: mlm.sentence_vectors: damaged") from None
+            return kept_vectors(info)
+        except UserError as error:
+            raise UserError(f"{directory}/config.json: {error}") from None
     if (directory / "modules.json").is_file():
         return _read(directory)
     return SentenceVectors()
+
+
+def kept_vectors(info: Mapping[str, Any]) -> SentenceVectors:
+    """What a model folder of ours keeps under "mlm"; the defaults where that is nothing.
+
+    Raises:
+        UserError: a key that there is not, or a value of another kind.
+    """
+    kept = info.get("sentence_vectors")
+    try:
+        found = SentenceVectors(**(kept or {}))
+    except TypeError:
+        raise UserError("mlm.sentence_vectors: damaged") from None
+    pooling, length = found.pooling, found.max_length
+    if not isinstance(pooling, str) or pooling not in POOLINGS:
+        raise UserError(
+            f"mlm.sentence_vectors.pooling: {pooling!r} is none of {', '.join(POOLINGS)}"
+        )
+    if type(found.normalize) is not bool:
+        raise UserError(f"mlm.sentence_vectors.normalize: {found.normalize!r} is not true or false")
+    if length is not None and (type(length) is not int or length < 2):
+        raise UserError(f"mlm.sentence_vectors.max_length: {length!r} is not a number of tokens")
+    return found
 
 
 def _read(directory: Path) -> SentenceVectors:

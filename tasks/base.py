@@ -39,6 +39,7 @@ TASKS: dict[str, str] = {
     "regression": "tasks.regression.Regression",
     "token_classification": "tasks.token_classification.TokenClassification",
     "question_answering": "tasks.question_answering.QuestionAnswering",
+    "sentence_embedding": "tasks.sentence_embedding.SentenceEmbedding",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -60,6 +61,8 @@ class Task(abc.ABC):
     """The column with what is to be predicted, where none is named."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """Which of the settings in `tasks.options.SPECIFIC` it reads; others are refused."""
+    usage: ClassVar[str] = 'mlm predict --model this/folder --text "…"'
+    """The command on the model card."""
     losses: ClassVar[frozenset[str]] = frozenset()
     """Which fields of `LossOptions` it trains with; others are refused."""
 
@@ -108,6 +111,14 @@ class Task(abc.ABC):
 
     def remarks(self, rows: Rows) -> list[str]:
         """What to warn of before evaluating on ``rows``, one line each."""
+        return []
+
+    def check_batches(self, size: int, parts: int) -> list[str]:
+        """What to warn of where a step's ``size`` examples are seen in ``parts``, one line each.
+
+        Raises:
+            UserError: too few at once to learn from.
+        """
         return []
 
     # -- columns → features -----------------------------------------------------------------------
@@ -223,6 +234,11 @@ class Task(abc.ABC):
     def tables(self, values: dict[str, Tensor]) -> dict[str, list[list[str]]]:
         """What of the computed metrics is a table: name → lines of cells, a header first."""
         return {}
+
+    def purpose(self) -> str:
+        """What it does, in a sentence of the model card."""
+        columns = " and ".join(f"`{name}`" for name in self.settings.text_column)
+        return f"Predicts `{self.settings.label_column}` from {columns}"
 
     # -- predictions and saving -------------------------------------------------------------------
 

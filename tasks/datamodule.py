@@ -51,7 +51,8 @@ class TrainingBatches(Dataset[Batch]):
         seed: names the stream.
 
     Raises:
-        UserError: a batch size that ranks and micro-batches cannot divide.
+        UserError: a batch size that ranks and micro-batches cannot divide, or that leaves them too
+            little each.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class TrainingBatches(Dataset[Batch]):
         seed: int,
     ) -> None:
         share.micro_batch_size(options.batch_size)
+        task.check_batches(options.batch_size, share.world_size * share.accumulation)
         self.task, self.examples, self.share, self.seed = task, examples, share, seed
         self.batch_size, self.pool = options.batch_size, options.length_pool
         self.lengths = np.array([len(e.input_ids) for e in examples])

@@ -97,7 +97,9 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     lora = plan_lora(LoraOptions(**settings["lora"]), model, folder, config)
     checkpoint = CheckpointOptions(**settings["checkpoint"])
     train, validation = Rows.read(settings["train"]), Rows.read(settings["validation"])
+    parts = settings["trainer"]["accumulate_grad_batches"]
     remarks = task.fit(train, config) + task.remarks(validation)
+    remarks += task.check_batches(data.batch_size, parts)
     monitor = (checkpoint.monitor or task.monitor).removeprefix("val/")
     task.higher_is_better(monitor)  # refuses what is no metric
     examples = task.examples(train, folder.tokenizer)
@@ -121,6 +123,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         "model": asdict(model)
         | {
             "pooling": task.settings.pooling,
+            "normalize": task.settings.normalize,
             "hidden_dropout": config.hidden_dropout,
             "attention_dropout": config.attention_dropout,
         },
@@ -167,7 +170,7 @@ def _resolved(task: Task) -> dict[str, Any]:
         "label_column": found.label_column,
         "labels": list(found.labels) or None,
         "max_length": found.max_length,
-        **{name: getattr(found, name) for name in SPECIFIC},
+        **{n: getattr(found, n) for n, group in SPECIFIC.items() if group == "data"},
     }
 
 

@@ -62,7 +62,7 @@ def build_task(
 
 def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> type[Task]:
     """The class of a folder's task; a `UserError` where it has none, or not the one asked for."""
-    if folder.head in ("masked_lm", "encoder"):
+    if folder.head in ("masked_lm", "encoder") and "task" not in folder.info:
         raise UserError(
             f"{folder.directory}: is a pretrained model without a task; fine-tune it first "
             "(mlm finetune)"
@@ -79,6 +79,8 @@ def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> typ
             f"{folder.directory}: its task {named!r} is none of {', '.join(TASKS)}; if it is your "
             f"own and you trust it, name it: --task {named}"
         )
+    if folder.head in ("masked_lm", "encoder") and kind.layout != folder.head:
+        raise UserError(f"{folder.directory}: holds no head of the task {named!r} that it names")
     if kind.name != named:
         raise UserError(f"{folder.directory}: is a folder of task {named!r}, not {kind.name!r}")
     return kind

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 _MOST_IN_A_POOL = 1 << 22
 
 # What only some tasks read, and its group; `Task.reads` says which. None is not given.
-SPECIFIC = {"stride": "data", "truncation": "data", "long_texts": "data"}
+SPECIFIC = {
+    "stride": "data",
+    "truncation": "data",
+    "long_texts": "data",
+    "negative_column": "data",
+    "normalize": "model",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class DataOptions:
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share, in tasks that read it in windows; by
     default a quarter of a window."""
+    negative_column: str | None = None
+    """For sentence vectors from pairs without scores: a column with a text that resembles the first
+    of the pair and does not belong to it."""
     batch_size: int = 32
     """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
     length_pool: int = 32
@@ -74,7 +83,10 @@ class ModelOptions:
     """Take the folder's architecture and tokenizer but fresh weights: what pretraining is worth."""
     pooling: str | None = None
     """`cls`, `mean`, `max` or `attention` (a learnt query); by default what the encoder's family is
-    native with (bert cls, modern mean)."""
+    native with (bert cls, modern mean); sentence vectors are the `mean`."""
+    normalize: bool | None = None
+    """Whether `mlm embed` and exports give sentence vectors the length 1; by default they do not.
+    Training goes by the cosine either way."""
     layers: int = 1
     """How many of the encoder's last layers the head reads, mixed with learnt weights; 1 is the
     last alone, and one more than the encoder has takes its embeddings too."""
@@ -98,8 +110,16 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is added to the task's own loss in training; validation reports the plain one."""
+    """What is added to the task's own loss in training, of which validation reports the plain one;
+    for sentence vectors, which loss."""
 
+    name: str | None = None
+    """Of sentence vectors: `cosent` (the order of the scores; the default where there are any) or
+    `cosine` (squared error of the cosine), or without scores `in_batch_negatives`."""
+    temperature: float = 0.05
+    """Of sentence vectors: what cosines are divided by."""
+    symmetric: bool = False
+    """Of sentence vectors without scores: each second text shall find its first one too."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] | list[float] = "none"
@@ -114,6 +134,8 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, by name."""
+        if not 0.0 < self.temperature < math.inf:
+            raise UserError(f"loss.temperature: {self.temperature} must be above 0, and finite")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"loss.label_smoothing: {self.label_smoothing} must lie in [0, 1)")
         for name in ("focal_gamma", "r_drop"):
@@ -199,6 +221,10 @@ class TaskSettings:
     """`cut` or `windows`: how texts are read that are longer."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share."""
+    negative_column: str | None = None
+    """The column of texts that do not belong to the pair, for sentence vectors."""
+    normalize: bool | None = None
+    """Whether sentence vectors have length 1."""
 
 
 # How a field of `TaskSettings` is declared: what it is in JSON, and whether a value is that.
@@ -207,6 +233,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "str | None": ("a text or null", lambda v: isinstance(v, str | None)),
     "int": ("a whole number", lambda v: type(v) is int),
     "int | None": ("a whole number or null", lambda v: v is None or type(v) is int),
+    "bool | None": ("true, false or null", lambda v: isinstance(v, bool | None)),
     "tuple[str, ...]": (
         "a list of texts",
         lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
@@ -250,6 +277,8 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         truncation=data.truncation,
         long_texts=data.long_texts,
         stride=data.stride,
+        negative_column=data.negative_column,
+        normalize=model.normalize,
     )
 
 

@@ -75,21 +75,7 @@ class Regression(LongTextTask):
 
     def targets(self, rows: Rows) -> list[float]:
         """Each row's number."""
-        column = self.settings.label_column
-        targets = []
-        for row, value in enumerate(rows.values(column), start=1):
-            try:
-                if isinstance(value, bool):
-                    raise TypeError
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise UserError(
-                    f"{rows.path}: row {row}: column {column!r}: {value!r} is not a number"
-                )
-            targets.append(number)
-        return targets
+        return rows.numbers(self.settings.label_column)
 
     def build_head(self, config: EncoderConfig, dropout: float = 0.0) -> nn.Module:
         """(T, D) → (N, 1)."""

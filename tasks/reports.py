@@ -73,13 +73,12 @@ def _without_nan(value: Any) -> Any:
 def model_card(task: Task, scores: Mapping[str, float], steps: int) -> str:
     """What a fine-tuned model is and what was measured of it, and nothing else."""
     settings = task.settings
-    columns = " and ".join(f"`{name}`" for name in settings.text_column)
     lines = [f"# {task.name.replace('_', ' ').capitalize()}", ""]
-    lines.append(f"Predicts `{settings.label_column}` from {columns}, after {steps:,} steps.")
+    lines.append(f"{task.purpose()}, after {steps:,} steps.")
     if settings.labels:
         lines += ["", f"Labels: {', '.join(settings.labels)}."]
     if scores:
         lines += ["", "On the validation set:", ""]
         lines += [f"- {name.removeprefix('val/')}: {value:.4f}" for name, value in scores.items()]
-    lines += ["", "```bash", 'mlm predict --model this/folder --text "…"', "```"]
+    lines += ["", "```bash", task.usage, "```"]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,21 @@ class Rows:
     def texts(self, column: str) -> list[str]:
         """One column's texts, null as the empty text."""
         return text_column(self.table, column, self.path)
+
+    def numbers(self, column: str) -> list[float]:
+        """One column's numbers, which may stand as text; a `UserError` names the first other."""
+        found = []
+        for row, value in enumerate(self.values(column), start=1):
+            try:
+                number = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise UserError(
+                    f"{self.path}: row {row}: column {column!r}: {value!r} is not a number"
+                )
+            found.append(number)
+        return found
 
 
 def find_columns(

@@ -15,6 +15,7 @@ from mlm.config_files import find_config, shipped_configs, to_yaml
 CONFIGS = sorted(
     pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}/{path.stem}")
     for path in shipped_configs().rglob("*.yaml")
+    if path.parent.name != "suites"  # of sets, not of settings: tests/tasks/test_suite.py
 )
 each_config = pytest.mark.parametrize(("command", "name"), CONFIGS)
 
@@ -29,7 +30,7 @@ def parse(command, *options):
 
 def test_there_are_configs_and_nothing_else():
     files = [path for path in shipped_configs().rglob("*") if path.is_file()]
-    assert {path.parent.name for path in files} == {"pretrain", "finetune"}
+    assert {path.parent.name for path in files} == {"pretrain", "finetune", "suites"}
     assert {path.suffix for path in files} == {".yaml"}
 
 
@@ -141,6 +142,9 @@ def asked(i):
 ROWS = {"token_classification": tagged, "question_answering": asked}
 
 
+SCORED = ("regression", "sentence_embedding")
+
+
 def table(folder, loaded):
     """A table with the columns that a config reads."""
     data = loaded["data"]
@@ -148,7 +152,7 @@ def table(folder, loaded):
     columns = columns if isinstance(columns, list) else [columns]
 
     def labelled(i):
-        label = i % 5 if loaded["task"] == "regression" else ["no", "yes"][i % 2]
+        label = i % 5 if loaded["task"] in SCORED else ["no", "yes"][i % 2]
         texts = dict.fromkeys(columns, f"{i} cats and dogs")
         return texts | {data["label_column"] or "label": label}
 

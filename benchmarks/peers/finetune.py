@@ -1,4 +1,4 @@
-"""The peer: a plain `transformers.Trainer` script that fine-tunes a classifier on a table.
+"""The peer: a plain `transformers.Trainer` script that fine-tunes on a table of texts or pairs.
 
     python benchmarks/peers/finetune.py --model MODEL --train sst2/train.parquet \
         --validation sst2/dev.parquet --output peer.json
@@ -13,13 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
@@ -31,26 +35,50 @@ from transformers import (
 
 from mlm.memory import keep_freed_memory
 
+# name: (labels, predictions) → a number of which more is better
+CLASSIFICATION: dict[str, Callable[[Any, Any], float]] = {
+    "accuracy": accuracy_score,
+    "f1": f1_score,
+    "macro_f1": lambda labels, found: f1_score(labels, found, average="macro"),
+    "mcc": matthews_corrcoef,
+}
+REGRESSION: dict[str, Callable[[Any, Any], float]] = {
+    "pearson": lambda labels, found: pearsonr(labels, found).statistic,
+    "spearman": lambda labels, found: spearmanr(labels, found).statistic,
+}
 
-def read(path: Path, tokenizer: Any, max_length: int) -> Dataset:
-    """A table with columns `text` and `label`, tokenised."""
-    rows = Dataset(pq.read_table(path, columns=["text", "label"]))
-    encode = lambda part: tokenizer(part["text"], truncation=True, max_length=max_length)  # noqa: E731
-    return rows.map(encode, batched=True, remove_columns=["text"])
+
+def read(path: Path, tokenizer: Any, columns: list[str], max_length: int) -> Dataset:
+    """A table with texts in one column or two, and `label`; tokenised."""
+    rows = Dataset(pq.read_table(path, columns=[*columns, "label"]))
+
+    def encode(part: dict[str, list[Any]]) -> Any:
+        texts = [part[name] for name in columns]
+        return tokenizer(*texts, truncation=True, max_length=max_length)
+
+    return rows.map(encode, batched=True, remove_columns=columns)
 
 
-def accuracy(prediction: Any) -> dict[str, float]:
-    """The share of rows whose largest logit is the label's."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+def number_labels(tables: dict[str, Dataset]) -> tuple[dict[str, Dataset], int]:
+    """The tables with classes as 0, 1, … in their order, and how many there are."""
+    classes = {label: place for place, label in enumerate(sorted(set(tables["train"]["label"])))}
+    number = lambda row: {"label": classes[row["label"]]}  # noqa: E731
+    return {name: rows.map(number) for name, rows in tables.items()}, len(classes)
 
 
 @torch.inference_mode()
-def score(folder: str, rows: Dataset, collate: Any) -> float:
-    """The accuracy of a saved model in fp32, as `mlm evaluate` finds it."""
+def predict(folder: str, rows: Dataset, collate: Any) -> np.ndarray:
+    """The outputs of a saved model in fp32, as `mlm evaluate` computes them."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     batches = DataLoader(rows, batch_size=64, collate_fn=collate)
-    right = [model(**batch).logits.argmax(-1) == batch["labels"] for batch in batches]
-    return float(torch.cat(right).float().mean())
+    return torch.cat([model(**batch).logits for batch in batches]).numpy()
+
+
+def score(metric: str, labels: Any, logits: np.ndarray) -> float:
+    """One metric of a model's outputs."""
+    if metric in REGRESSION:
+        return float(REGRESSION[metric](labels, logits.squeeze(-1)))
+    return float(CLASSIFICATION[metric](labels, logits.argmax(-1)))
 
 
 def main() -> None:
@@ -60,6 +88,8 @@ def main() -> None:
     for name in ("model", "train", "validation", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--test", help="score this too, with the state that validation chose")
+    parser.add_argument("--columns", nargs="+", default=["text"], help="of texts, one or two")
+    parser.add_argument("--metric", choices=[*CLASSIFICATION, *REGRESSION], default="accuracy")
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--max_steps", type=int, default=-1)
@@ -74,10 +104,15 @@ def main() -> None:
     keep_freed_memory()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tables = {
-        name: read(Path(path), tokenizer, args.max_length)
+        name: read(Path(path), tokenizer, args.columns, args.max_length)
         for name in ("train", "validation", "test")
         if (path := getattr(args, name)) is not None
     }
+    if args.metric in CLASSIFICATION:
+        tables, outputs = number_labels(tables)
+    else:  # one output, of which the class makes a regression
+        number = Value("float32")
+        tables, outputs = {n: rows.cast_column("label", number) for n, rows in tables.items()}, 1
     steps = args.max_steps
     if steps < 0:
         steps = round(args.epochs * np.ceil(len(tables["train"]) / args.batch_size))
@@ -88,9 +123,7 @@ def main() -> None:
     when = "steps" if args.max_steps > 0 else "epoch"
     with tempfile.TemporaryDirectory() as place:
         trainer = Trainer(
-            AutoModelForSequenceClassification.from_pretrained(
-                args.model, num_labels=len(set(tables["train"]["label"]))
-            ),
+            AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=outputs),
             TrainingArguments(
                 output_dir=place,
                 learning_rate=args.lr,
@@ -110,7 +143,7 @@ def main() -> None:
                 save_steps=args.max_steps,
                 save_total_limit=1,
                 load_best_model_at_end=True,
-                metric_for_best_model="accuracy",
+                metric_for_best_model=args.metric,
                 logging_steps=100,
                 report_to="none",
             ),
@@ -118,13 +151,18 @@ def main() -> None:
             eval_dataset=tables["validation"],
             processing_class=tokenizer,
             data_collator=collate,
-            compute_metrics=accuracy,
+            compute_metrics=lambda found: {
+                args.metric: score(args.metric, found.label_ids, found.predictions)
+            },
         )
         seconds = trainer.train().metrics["train_runtime"]
         trainer.save_model(place)
         found: dict[str, Any] = {"seed": args.seed, "seconds": seconds, "steps": steps}
+        begin = time.perf_counter()
         for name in sorted(tables.keys() - {"train"}):
-            found[name] = score(place, tables[name], DataCollatorWithPadding(tokenizer))
+            logits = predict(place, tables[name], DataCollatorWithPadding(tokenizer))
+            found[name] = score(args.metric, tables[name]["label"], logits)
+        found["scoring_seconds"] = time.perf_counter() - begin
     Path(args.output).write_text(json.dumps(found))
     print(json.dumps(found))
 

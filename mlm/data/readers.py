@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mlm.data.hub import hub_errors, open_hub
 from mlm.errors import UserError
 
 Paragraphs = Iterator[str | None]
@@ -189,25 +190,10 @@ def read_parquet(path: Path, rules: Rules) -> Paragraphs:
 
 def read_hub(source: str, rules: Rules) -> Paragraphs:
     """The rows of ``hub:NAME[:CONFIG[:SPLIT]]``, streamed through `datasets`."""
-    _, name, config, split, *more = [*source.split(":"), "", ""]
-    if not name or any(more):
-        raise UserError(f"{source}: write hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT")
-    from datasets import load_dataset
-
-    number = 0
-    try:
-        for row in load_dataset(name, config or None, split=split or "train", streaming=True):
-            number += 1
+    with hub_errors(source):
+        for number, row in enumerate(open_hub(source, streaming=True), start=1):
             yield rules.pick(row, f"{source}: row {number}")
             yield None
-    except UserError:
-        raise
-    except Exception as error:  # many libraries' errors come through: HTTP, files, formats
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise UserError(
-            f"{source}: cannot be read from the Hugging Face Hub; is there a network, and is the "
-            f"name right? ({reason})"
-        ) from None
 
 
 def _lines(path: Path, rules: Rules, limit: int = -1) -> Iterator[tuple[int, str]]:

@@ -1,8 +1,8 @@
 """Tables and lists of texts: what fine-tuning, prediction and embedding read.
 
-A table is a `.parquet`, `.csv`, `.tsv` or `.jsonl` file with named columns; a list of texts is one
-column of a table, or a `.txt` file with one text a line. Everything is checked while it is read,
-and a mistake is named with its file and line.
+A table is a `.parquet`, `.csv`, `.tsv` or `.jsonl` file with named columns, or a set of the Hub,
+``hub:NAME[:CONFIG[:SPLIT]]``; a list of texts is one column of a table, or a `.txt` file with one
+text a line. Everything is checked while it is read, and a mistake is named with its file and line.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlm.data.hub import is_hub, read_hub_table
 from mlm.errors import UserError
 
 
 def read_table(path: str | Path) -> pa.Table:
-    """The table at ``path``, its kind told by the ending.
+    """The table at ``path``, its kind told by the ending; or a set of the Hub.
 
     A `.csv` follows RFC 4180 (cells may be quoted and may then hold line ends); in a `.tsv` quotes
     are ordinary characters, as in GLUE's files. Neither has types: a column becomes int64 where
@@ -34,6 +35,8 @@ def read_table(path: str | Path) -> pa.Table:
     Raises:
         UserError: no such file, an unknown ending, or damage, naming the file and the line.
     """
+    if is_hub(path):
+        return read_hub_table(str(path))
     path = _existing(Path(path))
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -51,6 +54,8 @@ def read_texts(path: str | Path, column: str = "text") -> list[str]:
     Raises:
         UserError: as `read_table` and `text_column`.
     """
+    if is_hub(path):
+        return text_column(read_table(path), column, path)
     path = _existing(Path(path))
     if path.suffix.lower() == ".txt":
         lines = _decode(path).split("\n")

@@ -96,7 +96,7 @@ def _comparison(folder: ModelFolder, table: str | None) -> Comparison | None:
         return None
     if folder.head in ("masked_lm", "encoder"):
         raise UserError(
-            f"--data: {folder.directory} has no task that could be scored; leave it out"
+            f"--data: {folder.directory} has no head that a graph could be scored by; leave it out"
         )
     from tasks.exporting import Comparison
 

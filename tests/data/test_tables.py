@@ -148,3 +148,30 @@ def test_truncated_and_invalid_parquet(tmp_path):
     pq.write_table(pa.table({"text": broken}), path)
     with pytest.raises(UserError, match="row 2: column 'text': invalid UTF-8"):
         read_table(path)
+
+
+def test_a_table_may_be_a_set_of_the_hub(monkeypatch):
+    import datasets
+
+    tags = datasets.List(datasets.ClassLabel(names=["O", "B-PER"]))
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    rows = [{"text": "a", "label": 1, "tags": [0, 1]}, {"text": "b", "label": 0, "tags": None}]
+
+    def load_dataset(name, config, *, split, streaming):
+        if name == "me/gone":
+            raise ConnectionError("no route\nto the host")
+        assert (name, config, split, streaming) == ("me/set", "small", "dev", False)
+        return datasets.Dataset.from_list(rows, datasets.Features(features | {"tags": tags}))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    table = read_table("hub:me/set:small:dev")
+    # A class is its number, as in a file; a tag is its name.
+    assert table.to_pylist() == [
+        {"text": "a", "label": 1, "tags": ["O", "B-PER"]},
+        {"text": "b", "label": 0, "tags": None},
+    ]
+    assert read_texts("hub:me/set:small:dev") == ["a", "b"]
+    with pytest.raises(UserError, match=r"^hub:me/gone: .*is there a network.*\(no route\)$"):
+        read_table("hub:me/gone")
+    with pytest.raises(UserError, match="write hub:NAME"):
+        read_table("hub:a:b:c:d")

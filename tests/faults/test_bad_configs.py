@@ -132,7 +132,7 @@ def broken_settings(draw):
 def known_keys(command):
     parser = CommandParser(command, "")
     importlib.import_module(cli.COMMANDS[command][1]).add_arguments(parser)
-    return sorted(parser._known())
+    return sorted(parser.known())
 
 
 KNOWN = {command: known_keys(command) for command in NEEDED}
