@@ -123,9 +123,12 @@ def plan_lora(
     with torch.device("meta"):
         encoder = Encoder(config)
     freeze_parts(encoder, model.freeze)
-    targets = find_targets(encoder, given.chosen_targets)
-    if start is not None and len(targets) < len(start.about.targets):
-        raise UserError("lora.adapter: model.freeze freezes layers that it is on; choose less")
+    if start is None:
+        targets = find_targets(encoder, given.chosen_targets)
+    else:
+        targets = start.about.targets
+        if not all(encoder.get_parameter(f"{t}.weight").requires_grad for t in targets):
+            raise UserError("lora.adapter: model.freeze freezes layers that it is on; choose less")
     check_rank(encoder, targets, given.rank)
     return Lora(base, given.rank, given.chosen_alpha, options.dropout, targets, start)
 

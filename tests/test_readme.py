@@ -7,6 +7,7 @@ the two tables below, and nothing in the README itself: its text stays as people
   it takes seconds instead of minutes. The command itself still runs as written.
 - `NOT_RUN` names commands that are not run here, with the reason. An entry that no command of the
   README matches any more is an error.
+- A block of Python whose first line is the name of a file, as a comment, is written there.
 - `lay_out` puts the files that the README's reader is said to have into the folder.
 
 Commands are the lines of ```bash blocks, comments aside, and the lines after a `$ ` of ```console
@@ -127,6 +128,9 @@ def reason_not_to_run(command):
 def run(snippet, folder):
     """Run one snippet in ``folder`` with this environment's `mlm` and `python`."""
     text = snippet.text
+    if snippet.language == "python" and (named := re.match(r"# (\w+\.py)\n", text)):
+        (folder / named[1]).write_text(text)
+        return ""
     if snippet.language == "bash":
         argv = ["bash", "-euo", "pipefail", "-c", in_miniature(text)]
     else:
@@ -237,6 +241,11 @@ def test_commands_run_in_the_folder_and_fail_loudly(tmp_path):
 
 
 # --- the README ---
+
+
+def test_a_task_of_ones_own_is_short():
+    (task,) = [s for s in snippets(README.read_text()) if s.text.startswith("# stars.py")]
+    assert task.text.count("\n") + 1 < 40
 
 
 def test_every_exception_is_still_needed():
