@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -115,7 +116,11 @@ def plan_lora(
     given = options
     if start is not None:
         about = start.about
-        found = {"rank": about.rank, "alpha": about.alpha, "targets": about.targets}
+        found: dict[str, Any] = {
+            "rank": about.rank,
+            "alpha": about.alpha,
+            "targets": about.targets,
+        }
         for name, value in found.items():
             if getattr(options, name) not in (value, None, 0):
                 raise UserError(f"lora.{name}: {options.adapter} has its own; leave this out")
