@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 _MOST_IN_A_POOL = 1 << 22
 
 # What only some tasks read, and its group; `Task.reads` says which. None is not given.
-SPECIFIC = {"stride": "data", "truncation": "data", "long_texts": "data"}
+SPECIFIC = {
+    "stride": "data",
+    "truncation": "data",
+    "long_texts": "data",
+    "pattern": "data",
+    "verbaliser": "data",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,12 @@ class DataOptions:
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share, in tasks that read it in windows; by
     default a quarter of a window."""
+    pattern: str | None = None
+    """What stands around the mask whose filling is the answer, as in `{text} It was [MASK].`; pairs
+    are `{sentence1}` and `{sentence2}`. For the task prompt_classification."""
+    verbaliser: dict[str, str | list[str]] | None = None
+    """The word of each label, or several, as in `{negative: terrible, positive: [great, fine]}`;
+    each is one token of the model's. For the task prompt_classification."""
     batch_size: int = 32
     """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
     length_pool: int = 32
@@ -151,6 +163,10 @@ class TaskSettings:
     """`cut` or `windows`: how texts are read that are longer."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share."""
+    pattern: str | None = None
+    """A text around `{text}`, or `{sentence1}` and `{sentence2}`, and one `[MASK]`."""
+    verbaliser: dict[str, list[str]] | None = None
+    """The words that stand for each label, in the order of the model's outputs."""
 
 
 # How a field of `TaskSettings` is declared: what it is in JSON, and whether a value is that.
@@ -162,6 +178,18 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tuple[str, ...]": (
         "a list of texts",
         lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
+    ),
+    "dict[str, list[str]] | None": (
+        "an object of lists of texts, or null",
+        lambda v: (
+            v is None
+            or (
+                isinstance(v, dict)
+                and all(
+                    isinstance(x, list) and all(isinstance(w, str) for w in x) for x in v.values()
+                )
+            )
+        ),
     ),
 }
 
@@ -202,7 +230,32 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         truncation=data.truncation,
         long_texts=data.long_texts,
         stride=data.stride,
+        pattern=data.pattern,
+        verbaliser=_word_lists(data.verbaliser),
     )
+
+
+def _word_lists(
+    verbaliser: Mapping[Any, str | list[str]] | None,
+) -> dict[str, list[str]] | None:
+    """Labels as texts, and of each a list of its words.
+
+    Raises:
+        UserError: what the command line's YAML has read as something other than words.
+    """
+    if verbaliser is None:
+        return None
+    found = {
+        str(label): [words] if isinstance(words, str) else list(words)
+        for label, words in verbaliser.items()
+    }
+    misread = any(word.startswith("{") for words in found.values() for word in words)
+    if misread or any(isinstance(label, bool) for label in verbaliser):
+        raise UserError(
+            "data.verbaliser: put words and labels such as yes, no, true and numbers in quotes, "
+            "as in {'1': 'yes', '0': 'no'}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
