@@ -25,13 +25,15 @@ from mlm.batch import Batch, ragged
 from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from tasks.encoding import Example, encode_texts
-from tasks.heads import check_layers, default_pooling
+from tasks.heads import TaskModel, check_layers, default_pooling
 from tasks.options import SPECIFIC, LossOptions, TaskSettings, read_settings
 from tasks.pooling import check_pooling
 from tasks.rows import Rows, find_columns
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
+
+    from mlm.checkpoint import ModelFolder
 
 # name: where its class stands. A class of your own is named by its dotted path instead.
 TASKS: dict[str, str] = {
@@ -40,6 +42,7 @@ TASKS: dict[str, str] = {
     "token_classification": "tasks.token_classification.TokenClassification",
     "question_answering": "tasks.question_answering.QuestionAnswering",
     "sentence_embedding": "tasks.sentence_embedding.SentenceEmbedding",
+    "prompt_classification": "tasks.prompt_classification.PromptClassification",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -78,7 +81,14 @@ class Task(abc.ABC):
         self.settings = replace(settings, label_column=column)
         self.loss_options = LossOptions()
 
-    # -- what training data decides ---------------------------------------------------------------
+    # -- what the model folder and training data decide -------------------------------------------
+
+    def open_folder(self, folder: ModelFolder) -> None:  # noqa: B027 - most take nothing
+        """Take what the folder decides that the model is read from; before `fit` and `settle`.
+
+        Raises:
+            UserError: the task cannot start from it.
+        """
 
     def fit(self, rows: Rows, config: EncoderConfig) -> list[str]:
         """Settle what the training table and the encoder decide; what to warn of, a line each.
@@ -185,6 +195,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def build_head(self, config: EncoderConfig, dropout: float = 0.0) -> nn.Module:
         """What stands on the encoder: (hidden (T, D), batch) → outputs."""
+
+    def build_model(self, config: EncoderConfig, dropout: float = 0.0) -> TaskModel:
+        """Encoder and head, with fresh weights: a batch → outputs."""
+        return TaskModel(config, self.build_head(config, dropout), self.settings.layers)
 
     @abc.abstractmethod
     def loss(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

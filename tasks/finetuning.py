@@ -84,6 +84,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     task = find_task(settings["task"])(task_settings(data, model))
     task.train_with(loss)
     folder = read_folder(model.path)
+    task.open_folder(folder)
     changes = {
         name: value
         for name in ("hidden_dropout", "attention_dropout")

@@ -51,18 +51,23 @@ def build_task(
     kind = task_class(folder, task)
     try:
         restored = kind.restore(folder.info, folder.labels or ())
+        restored.open_folder(folder)
         restored.settle(folder.config)
     except UserError as error:
         raise UserError(f"{folder.directory}/config.json: {error}") from None
-    head = restored.build_head(folder.config)
-    model = TaskModel(folder.config, head, restored.settings.layers)
+    model = restored.build_model(folder.config)
     load_state(model, folder.state, folder.directory)
     return model.eval(), restored, folder.tokenizer
 
 
+def has_task(folder: ModelFolder) -> bool:
+    """Whether it was fine-tuned; a task may answer by the masked-LM head itself."""
+    return folder.head not in ("masked_lm", "encoder") or "task" in folder.info
+
+
 def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> type[Task]:
     """The class of a folder's task; a `UserError` where it has none, or not the one asked for."""
-    if folder.head in ("masked_lm", "encoder") and "task" not in folder.info:
+    if not has_task(folder):
         raise UserError(
             f"{folder.directory}: is a pretrained model without a task; fine-tune it first "
             "(mlm finetune)"
@@ -91,18 +96,21 @@ def start_model(
 ) -> TaskModel:
     """The model that training starts from: the folder's encoder with a fresh classifier.
 
+    A task that answers by the masked-LM head starts from all of the folder's.
     The part of the head below the classifier starts from the folder's where it has the same shape
     and meaning, as in ModernBERT, whose masked-LM head has that part too.
     """
-    model = TaskModel(config, task.build_head(config, options.dropout), task.settings.layers)
+    model = task.build_model(config, options.dropout)
     freeze_parts(model.encoder, options.freeze)
     if options.random:
         return model
     own = model.state_dict()
+    whole = task.layout == folder.head == "masked_lm"
     state = {
         name: tensor
         for name, tensor in folder.state.items()
-        if name.startswith("encoder.")
+        if whole
+        or name.startswith("encoder.")
         or (same_head(folder, config) and name in own and _below_classifier(name))
     }
     load_state(model, own | state, folder.directory)

@@ -80,7 +80,7 @@ def encode_parts(
         UserError: a ``max_length`` that leaves no room for the text.
     """
     room = check_length(tokenizer, False, max_length)
-    tokenizer = _whole(tokenizer)
+    tokenizer = whole(tokenizer)
     for start in range(0, len(texts), 1_000):  # encodings are ten times as large as their ids
         encodings = tokenizer.encode_batch_fast(list(texts[start : start + 1_000]))
         for row, encoding in enumerate(encodings, start):
@@ -92,12 +92,12 @@ def encode_parts(
             before, body, after = ids[: inside[0]], ids[inside], ids[inside[-1] + 1 :]
             found = parts(len(body), room)
             for part in found:  # one alone is less than the text
-                whole = np.concatenate([before, body[part], after])
-                yield Example(whole, truncated=len(found) == 1, row=row)
+                joined = np.concatenate([before, body[part], after])
+                yield Example(joined, truncated=len(found) == 1, row=row)
 
 
 @functools.lru_cache(maxsize=4)
-def _whole(tokenizer: Tokenizer) -> Tokenizer:
+def whole(tokenizer: Tokenizer) -> Tokenizer:
     """A copy that cuts nothing off."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_padding()

@@ -22,6 +22,8 @@ SPECIFIC = {
     "long_texts": "data",
     "negative_column": "data",
     "normalize": "model",
+    "pattern": "data",
+    "verbaliser": "data",
 }
 
 
@@ -52,6 +54,12 @@ class DataOptions:
     negative_column: str | None = None
     """For sentence vectors from pairs without scores: a column with a text that resembles the first
     of the pair and does not belong to it."""
+    pattern: str | None = None
+    """What stands around the mask whose filling is the answer, as in `{text} It was [MASK].`; pairs
+    are `{sentence1}` and `{sentence2}`. For the task prompt_classification."""
+    verbaliser: dict[str, str | list[str]] | None = None
+    """The word of each label, or several, as in `{negative: terrible, positive: [great, fine]}`;
+    each is one token of the model's. For the task prompt_classification."""
     batch_size: int = 32
     """Examples that one optimizer step sees, over all devices and accumulated micro-batches."""
     length_pool: int = 32
@@ -225,6 +233,10 @@ class TaskSettings:
     """The column of texts that do not belong to the pair, for sentence vectors."""
     normalize: bool | None = None
     """Whether sentence vectors have length 1."""
+    pattern: str | None = None
+    """A text around `{text}`, or `{sentence1}` and `{sentence2}`, and one `[MASK]`."""
+    verbaliser: dict[str, list[str]] | None = None
+    """The words that stand for each label, in the order of the model's outputs."""
 
 
 # How a field of `TaskSettings` is declared: what it is in JSON, and whether a value is that.
@@ -237,6 +249,18 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tuple[str, ...]": (
         "a list of texts",
         lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
+    ),
+    "dict[str, list[str]] | None": (
+        "an object of lists of texts, or null",
+        lambda v: (
+            v is None
+            or (
+                isinstance(v, dict)
+                and all(
+                    isinstance(x, list) and all(isinstance(w, str) for w in x) for x in v.values()
+                )
+            )
+        ),
     ),
 }
 
@@ -279,7 +303,32 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         stride=data.stride,
         negative_column=data.negative_column,
         normalize=model.normalize,
+        pattern=data.pattern,
+        verbaliser=_word_lists(data.verbaliser),
     )
+
+
+def _word_lists(
+    verbaliser: Mapping[Any, str | list[str]] | None,
+) -> dict[str, list[str]] | None:
+    """Labels as texts, and of each a list of its words.
+
+    Raises:
+        UserError: what the command line's YAML has read as something other than words.
+    """
+    if verbaliser is None:
+        return None
+    found = {
+        str(label): [words] if isinstance(words, str) else list(words)
+        for label, words in verbaliser.items()
+    }
+    misread = any(word.startswith("{") for words in found.values() for word in words)
+    if misread or any(isinstance(label, bool) for label in verbaliser):
+        raise UserError(
+            "data.verbaliser: put words and labels such as yes, no, true and numbers in quotes, "
+            "as in {'1': 'yes', '0': 'no'}"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +59,14 @@ class TextClassification(LongTextTask):
     name = "text_classification"
     monitor = "accuracy"
     losses = frozenset({"label_smoothing", "class_weights", "focal_gamma", "r_drop"})
+    labels_option: ClassVar[str] = "data.labels"
+    """The option that gives the label set."""
 
     def __init__(self, settings: TaskSettings) -> None:
         super().__init__(settings)
         self.given = bool(settings.labels)
         if self.given:
-            _check_given(settings.labels)
+            _check_given(settings.labels, self.labels_option)
         # Labels that no output stands for get numbers beyond the outputs: never predicted, they
         # are wrong in every metric and stay in its denominator.
         self.unseen: list[str] = []
@@ -221,16 +223,18 @@ class TextClassification(LongTextTask):
                 raise UserError(f"{where}: the label is empty")
             if self.given and label not in self.settings.labels:
                 known = _listed(self.settings.labels)
-                raise UserError(f"{where}: label {label!r} is not in data.labels ({known})")
+                raise UserError(
+                    f"{where}: label {label!r} is not in {self.labels_option} ({known})"
+                )
             labels.append(label)
         return labels
 
 
-def _check_given(labels: Sequence[str]) -> None:
+def _check_given(labels: Sequence[str], option: str) -> None:
     if repeated := [label for label, n in Counter(labels).items() if n > 1]:
-        raise UserError(f"data.labels: {_listed(repeated)} stands there twice")
+        raise UserError(f"{option}: {_listed(repeated)} stands there twice")
     if len(labels) < 2:
-        raise UserError("data.labels: a classifier needs two classes or more")
+        raise UserError(f"{option}: a classifier needs two classes or more")
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -140,8 +140,8 @@ def asked(i):
 
 # What stands in a row, where that is not texts and a label.
 ROWS = {"token_classification": tagged, "question_answering": asked}
-
-
+# Words that the small tokenizer has.
+WORDS = {"prompt_classification": ["--data.verbaliser", "{'0': cats, '1': dogs}"]}
 SCORED = ("regression", "sentence_embedding")
 
 
@@ -152,7 +152,7 @@ def table(folder, loaded):
     columns = columns if isinstance(columns, list) else [columns]
 
     def labelled(i):
-        label = i % 5 if loaded["task"] in SCORED else ["no", "yes"][i % 2]
+        label = i % 5 if loaded["task"] in SCORED else str(i % 2)
         texts = dict.fromkeys(columns, f"{i} cats and dogs")
         return texts | {data["label_column"] or "label": label}
 
@@ -171,5 +171,6 @@ def test_it_runs_in_miniature(command, name, workshop, tmp_path):
     rows = table(tmp_path, parse(command, "--config", name))
     model = str(pretrain(workshop, "mini_cpu"))
     options = ["--train", rows, "--validation", rows, "--run_dir", str(tmp_path / "run"), *SMALL]
+    options += WORDS.get(parse(command, "--config", name)["task"], [])
     assert main([command, "--config", name, "--model", model, *options]) == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -46,11 +46,13 @@ def run(args: Any) -> None:
     """Print the metrics, and write them where asked."""
     from mlm.checkpoint import read_folder
     from mlm.memory import keep_freed_memory
+    from tasks.folders import has_task
     from tasks.reports import as_json, write_json
 
     keep_freed_memory()
-    masked_lm = read_folder(args.model.path).head == "masked_lm"
-    scores = evaluate_pretrained(args) if masked_lm else evaluate_task(args)
+    folder = read_folder(args.model.path)
+    pretrained = folder.head == "masked_lm" and not has_task(folder)
+    scores = evaluate_pretrained(args) if pretrained else evaluate_task(args)
     print(as_json(scores))
     if args.output is not None:
         write_json(Path(args.output), scores)

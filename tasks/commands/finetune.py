@@ -29,7 +29,8 @@ def add_arguments(parser: CommandParser) -> None:
         type=str,
         default="text_classification",
         help="text_classification, regression, token_classification, question_answering, "
-        "sentence_embedding, or the dotted path of your own subclass of Task",
+        "sentence_embedding, prompt_classification, or the dotted path of your own subclass of "
+        "Task",
     )
     add("--seed", type=int, default=0, help="of everything random")
     add(
