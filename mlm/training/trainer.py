@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from mlm.errors import UserError
 from mlm.training.budget import Budget, parse_budget
+from mlm.training.guards import REFUSALS
 from mlm.training.optimizers import OptimizerOptions
 
 # Where runs want something else than Lightning's defaults.
@@ -95,6 +97,8 @@ def build_trainer(
         settings["val_check_interval"] *= accumulation
     # The budget ends the run (see EndOfBudget), so that the last step is validated too.
     settings |= {"max_steps": -1, "max_epochs": -1, "max_time": None}
+    if settings["enable_progress_bar"] is False:  # Lightning then refuses one that is there
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     # Lightning announces devices and advises on loaders at every start; a run says what matters.
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -110,7 +114,7 @@ def build_trainer(
             enable_checkpointing=False,
             use_distributed_sampler=False,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (*REFUSALS, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
