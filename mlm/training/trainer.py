@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
@@ -24,6 +25,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+
+_MOST = 1 << 31
+_CONSTRUCTION = (ValueError, TypeError, RuntimeError, OverflowError, ImportError, AssertionError)
 
 # The settings that end a run; each has a value that means "no limit".
 LIMITS = ("budget", "trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
@@ -114,8 +118,27 @@ def build_trainer(
             enable_checkpointing=False,
             use_distributed_sampler=False,
         )
-    except (*REFUSALS, ValueError, TypeError, RuntimeError, OverflowError) as error:
+    except (*REFUSALS, *_CONSTRUCTION) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning would take and then fall over.
+
+    Raises:
+        UserError: a number below 1 where things are counted, or where there is none to wait for.
+    """
+    counts = ("accumulate_grad_batches", "log_every_n_steps", "num_nodes")
+    for name in counts:
+        value = settings[name]
+        if value is None or not 1 <= value <= _MOST:
+            raise UserError(f"trainer.{name}: {value} must lie between 1 and {_MOST}")
+    interval = settings["val_check_interval"]
+    if isinstance(interval, int | float) and not 0 < interval <= _MOST:
+        raise UserError(f"trainer.val_check_interval: {interval} must lie above 0")
+    clip = settings["gradient_clip_val"]
+    if clip is not None and clip < 0:
+        raise UserError(f"trainer.gradient_clip_val: {clip} is negative; null clips nothing")
 
 
 def _check_fsdp(settings: dict[str, Any], optimizer: OptimizerOptions) -> None:

@@ -30,8 +30,13 @@ LIMITS = ("budget", "trainer.max_steps", "trainer.max_epochs", "trainer.max_time
 
 # What the tables of these words are for: paths and tasks are the matter of other tests.
 PLACES = {"store", "run_dir", "train", "validation", "model.path", "config"}
+# A minute a value, and of a table of names that other tests go through.
+PLACES |= {"compile"}
 
-WHOLE = ["0", "1", "-1", "-5", str(2**31), str(2**63), str(10**30), "100000"]
+# What only this machine makes wrong.
+MORE = {"trainer.devices": ["2", "100000"], "trainer.num_nodes": ["2"], "data.num_workers": ["2"]}
+
+WHOLE = ["0", "1", "-1", "-5", str(2**31), str(2**63), str(10**30)]
 REAL = ["0", "-1", "1", "0.5", "1e-300", "1e30", "1e308", str(10**30)]
 WORDS = ["nonsense", "", "-1", "tpu", "0", "ä" * 300, "1e400", "1:2"]
 HOSTILE: dict[Any, list[str]] = {
@@ -66,7 +71,8 @@ def attempts(command: str) -> list[tuple[str, str]]:
     importlib.import_module(cli.COMMANDS[command][1]).add_arguments(parser)
     known = parser._known() - PLACES
     hints = {a.dest: getattr(a, "_typehint", None) or a.type for a in parser._actions}
-    return [(key, value) for key in sorted(known) for value in dict.fromkeys(values(hints[key]))]
+    tried = {key: [*values(hints[key]), *MORE.get(key, [])] for key in sorted(known)}
+    return [(key, value) for key in tried for value in dict.fromkeys(tried[key])]
 
 
 def words(command: str, places: dict[str, str], run_dir, key: str, value: str) -> list[str]:
