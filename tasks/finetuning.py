@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from mlm.checkpoint import read_folder
+from mlm.data.keys import check_seed
 from mlm.errors import UserError
 from mlm.files import atomic_folder
 from mlm.huggingface import native_class
@@ -21,9 +22,10 @@ from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig
 from mlm.training.guards import guarded
 from mlm.training.logging import say
+from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
 from mlm.training.run_directory import choose_checkpoint, write_config
-from mlm.training.trainer import choose_budget
+from mlm.training.trainer import check_trainer, choose_budget
 from tasks.base import Task, find_task
 from tasks.encoding import Example
 from tasks.lora import plan_lora
@@ -79,6 +81,9 @@ def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
 
 def prepare(settings: dict[str, Any]) -> Prepared:
     """Read and check everything that a run needs, before anything is written."""
+    check_trainer(settings["trainer"])
+    check_seed(settings["seed"])
+    OptimizerOptions(**settings["optimizer"])
     data, model = DataOptions(**settings["data"]), ModelOptions(**settings["model"])
     loss = LossOptions(**settings["loss"])
     task = find_task(settings["task"])(task_settings(data, model))

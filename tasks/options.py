@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlm.data.processes import check_processes
 from mlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ class DataOptions:
                 f"data.batch_size: {self.batch_size} examples times data.length_pool "
                 f"{self.length_pool} are ordered at once; choose less than {_MOST_IN_A_POOL}"
             )
-        if not 0 <= self.num_workers <= 1024:  # each is a process
-            raise UserError(f"data.num_workers: {self.num_workers} must lie between 0 and 1024")
+        check_processes("data.num_workers", self.num_workers)
 
 
 @dataclass(frozen=True)

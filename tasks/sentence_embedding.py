@@ -304,8 +304,9 @@ class SentenceEmbedding(Task):
     # -- predictions and saving -------------------------------------------------------------------
 
     def split(self, outputs: Tensor, batch: Batch) -> Sequence[Tensor]:
-        """(2 N, D) → (2, D) a pair."""
-        return outputs.view(-1, 2, outputs.shape[-1]).unbind()
+        """(K · N, D) → (2, D) a pair; hard negatives are no part of it."""
+        texts = 2 if batch.labels is None else len(outputs) // len(batch.labels)
+        return outputs.view(-1, texts, outputs.shape[-1])[:, :2].unbind()
 
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The cosine, as `score`."""

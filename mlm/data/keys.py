@@ -9,8 +9,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from mlm.errors import UserError
+
 _BITS = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch cannot hold.
+
+    Raises:
+        UserError: it is negative, or has more than 63 bits.
+    """
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"seed: {seed} must lie between 0 and 2^63 - 1")
 
 
 def scramble(word: int) -> int:

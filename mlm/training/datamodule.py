@@ -23,6 +23,7 @@ from mlm.batch import Batch
 from mlm.data.keys import mix
 from mlm.data.order import stream_row
 from mlm.data.packing import Ends, num_rows, row_spans
+from mlm.data.processes import check_processes
 from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer, special_ids
 from mlm.errors import UserError
@@ -30,6 +31,9 @@ from mlm.objectives.masked_lm import Vocabulary, collate
 
 # Validation rows are masked by this key in every run, so that losses can be compared for ever.
 _VALIDATION_KEY = 0x6D6C6D
+
+# Rows are gathered one by one: more of them at once would take minutes to fail for memory.
+_MOST_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,11 @@ class DataOptions:
         if self.sequence_length < 8:
             raise UserError(f"data.sequence_length: {self.sequence_length} is below 8")
         for name in ("batch_size", "validation_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}: {getattr(self, name)} must be at least 1")
-        if not 0 <= self.num_workers <= 1024:  # each is a process
-            raise UserError(f"data.num_workers: {self.num_workers} must lie between 0 and 1024")
+            if not 1 <= getattr(self, name) <= _MOST_ROWS:
+                raise UserError(
+                    f"data.{name}: {getattr(self, name)} must lie between 1 and {_MOST_ROWS}"
+                )
+        check_processes("data.num_workers", self.num_workers)
 
 
 @dataclass(frozen=True)

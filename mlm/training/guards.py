@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback
 
 from mlm.console import say
@@ -37,6 +38,9 @@ _RANK_GONE = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL"
 )
 _GO_ON = "go on with --resume auto"
+
+# What Lightning raises where it finds settings that it cannot run, some of them only as it begins.
+REFUSALS = (MisconfigurationException,)
 
 
 class OutOfMemoryError(RunError):
@@ -189,6 +193,8 @@ def in_one_line() -> Iterator[None]:
 def explain(error: Exception) -> Exception | None:
     """What ``error`` means for the person who runs this; None where it is a bug of ours."""
     text = f"{error} {error.__cause__ or ''}"
+    if isinstance(error, REFUSALS):
+        return UserError(f"trainer: {str(error).splitlines()[0]}")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(text):
         return OutOfMemoryError(
             "out of memory: compute fewer rows at once with --trainer.accumulate_grad_batches 2 "

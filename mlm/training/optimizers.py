@@ -17,6 +17,8 @@ from mlm.training.schedules import SCHEDULES
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
+_HIGHEST_RATE = 1e6  # far beyond what learns, far below what fp32 holds
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -48,8 +50,16 @@ class OptimizerOptions:
         """Refuse what cannot be run, by name."""
         look_up(OPTIMIZERS, self.name, "optimizer.name")
         look_up(SCHEDULES, self.schedule, "optimizer.schedule")
-        if not self.lr > 0:
-            raise UserError(f"optimizer.lr: {self.lr} must be above 0")
+        if not 0 < self.lr <= _HIGHEST_RATE:
+            raise UserError(
+                f"optimizer.lr: {self.lr} must lie above 0 and be at most {_HIGHEST_RATE:g}"
+            )
+        for name, value in (("momentum", self.momentum), *(("betas", b) for b in self.betas)):
+            if not 0 <= value < 1:
+                raise UserError(f"optimizer.{name}: {value} must lie in [0, 1)")
+        for name in ("eps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name}: {getattr(self, name)} is negative")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optimizer.layer_decay: {self.layer_decay} must lie in (0, 1]")
         if self.warmup < 0 or self.cooldown < 0 or self.warmup + self.cooldown > 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlm.checkpoint import read_folder, save_folder, start_masked_lm
 from mlm.data.extension import extends
+from mlm.data.keys import check_seed
 from mlm.data.packing import num_rows
 from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer, special_ids
@@ -48,7 +49,7 @@ from mlm.training.run_directory import (
     resumed_step,
     write_config,
 )
-from mlm.training.trainer import build_trainer, choose_budget
+from mlm.training.trainer import build_trainer, check_trainer, choose_budget
 
 
 def pretrain(settings: dict[str, Any]) -> dict[str, float]:
@@ -74,6 +75,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     data = DataOptions(**settings["data"])
     optimizer = OptimizerOptions(**settings["optimizer"])
     trainer_settings = dict(settings["trainer"])
+    check_trainer(trainer_settings)
+    check_seed(settings["seed"])
     device = resolve_device(trainer_settings["accelerator"])
     precision = resolve_precision(trainer_settings["precision"], device)
     trainer_settings["precision"] = precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
             )
         return found
     if resume != "never":
-        if not Path(resume).is_dir():
-            raise UserError(f"--resume {resume}: no such checkpoint folder")
+        if not (Path(resume).is_dir() and re.fullmatch(r"step_\d+", Path(resume).name)):
+            raise UserError(f"--resume {resume}: no such checkpoint folder (…/step_00001000)")
         return Path(resume)
     # Other ranks start when the first has begun to write.
     if is_rank_zero() and run_dir.exists() and any(p.name != LOCK for p in run_dir.iterdir()):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from mlm.data.processes import check_processes
 from mlm.errors import UserError
 from mlm.training.budget import Budget, parse_budget
+from mlm.training.guards import REFUSALS
 from mlm.training.optimizers import OptimizerOptions
+from mlm.training.precision import resolve_device
 
 # Where runs want something else than Lightning's defaults.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -22,6 +26,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+
+_MOST = 1 << 31
+_CONSTRUCTION = (ValueError, TypeError, RuntimeError, OverflowError, ImportError, AssertionError)
 
 # The settings that end a run; each has a value that means "no limit".
 LIMITS = ("budget", "trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
@@ -95,6 +102,8 @@ def build_trainer(
         settings["val_check_interval"] *= accumulation
     # The budget ends the run (see EndOfBudget), so that the last step is validated too.
     settings |= {"max_steps": -1, "max_epochs": -1, "max_time": None}
+    if settings["enable_progress_bar"] is False:  # Lightning then refuses one that is there
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     # Lightning announces devices and advises on loaders at every start; a run says what matters.
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -110,8 +119,33 @@ def build_trainer(
             enable_checkpointing=False,
             use_distributed_sampler=False,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (*REFUSALS, *_CONSTRUCTION) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning would take and then fall over.
+
+    Raises:
+        UserError: a number below 1 where things are counted, or where there is none to wait for.
+    """
+    most = {"accumulate_grad_batches": _MOST, "log_every_n_steps": _MOST, "num_nodes": 1 << 16}
+    for name, limit in most.items():
+        value = settings[name]
+        if value is None or not 1 <= value <= limit:
+            raise UserError(f"trainer.{name}: {value} must lie between 1 and {limit}")
+    devices = settings["devices"]
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    # Of GPUs Lightning knows how many there are; of a CPU it would start any number.
+    if type(devices) is int and devices != -1 and resolve_device(settings["accelerator"]) == "cpu":
+        check_processes("trainer.devices", devices, least=1)
+    interval = settings["val_check_interval"]
+    if isinstance(interval, int | float) and not 0 < interval <= _MOST:
+        raise UserError(f"trainer.val_check_interval: {interval} must lie above 0")
+    clip = settings["gradient_clip_val"]
+    if clip is not None and clip < 0:
+        raise UserError(f"trainer.gradient_clip_val: {clip} is negative; null clips nothing")
 
 
 def _check_fsdp(settings: dict[str, Any], optimizer: OptimizerOptions) -> None:

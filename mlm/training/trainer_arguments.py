@@ -9,16 +9,25 @@ if TYPE_CHECKING:
     import jsonargparse
 
 # What a run decides itself: its folder, logs, checkpoints and callbacks, and, because rows come in
-# an order of our own that is already split among the ranks, how data is loaded.
+# an order of our own that is already split among the ranks, how data is loaded. That stream has no
+# end and the budget alone ends a run: options that cut epochs would repeat its beginning.
 OWNED = {
     "barebones",
     "callbacks",
+    "check_val_every_n_epoch",
     "default_root_dir",
     "detect_anomaly",
     "enable_autolog_hparams",
     "enable_checkpointing",
+    "fast_dev_run",
+    "limit_predict_batches",
+    "limit_test_batches",
+    "limit_train_batches",
     "logger",
+    "min_epochs",
+    "min_steps",
     "model_registry",
+    "overfit_batches",
     "plugins",
     "precision",
     "reload_dataloaders_every_n_epochs",

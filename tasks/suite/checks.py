@@ -11,7 +11,7 @@ from mlm.model.config import EncoderConfig
 from mlm.training.guards import GuardOptions
 from mlm.training.logging import LoggingOptions
 from mlm.training.optimizers import OptimizerOptions
-from mlm.training.trainer import choose_budget
+from mlm.training.trainer import check_trainer, choose_budget
 from tasks.base import Task, find_task
 from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions, task_settings
 from tasks.rows import Rows
@@ -71,6 +71,7 @@ def _check_settings(settings: Mapping[str, Any], rows: int) -> None:
     LoggingOptions(**settings["logging"])
     GuardOptions.of(settings)
     trainer = settings["trainer"]
+    check_trainer(trainer)
     if trainer["devices"] != 1 or trainer["num_nodes"] != 1:
         raise UserError("trainer.devices: a suite trains on one device; leave it out")
     choose_budget(settings["budget"], trainer, rows / settings["data"]["batch_size"])

@@ -192,3 +192,27 @@ ACTIONS: dict[str, Callable[[float], None]] = {
     "workers": strike_workers,
     "jumping_clock": jump_clock,
 }
+
+
+def attempt(argv: list[str], output: Path, memory: int = 4 << 30, steps: int = 20) -> None:
+    """`mlm argv` in this process, which asks for a stop after ``steps`` micro-batches.
+
+    It may take ``memory`` bytes more than it has.
+    """
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    multiprocessing.set_start_method("fork", force=True)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+    counted = SumLossModule.training_step
+    calls = []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return counted(*args, **kwargs)
+
+    SumLossModule.training_step = stopping
+    sys.exit(cli.main(argv))
