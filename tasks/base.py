@@ -280,6 +280,21 @@ class Task(abc.ABC):
         """One of `targets` as people write it."""
         return label
 
+    # -- reports ----------------------------------------------------------------------------------
+
+    def decisions(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[Any]:
+        """What is decided of each input, to be compared with its target; arguments as `answers`.
+
+        A task that says nothing here has a report of its metrics alone.
+        """
+        return []
+
+    def collapsed(self, decisions: Sequence[Any], targets: Sequence[Any]) -> bool:
+        """Whether one and the same was decided of all inputs, where targets differ."""
+        return len(set(map(repr, decisions))) == 1 < len(set(map(repr, targets)))
+
     def saved_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A `TaskModel`'s weights as they go into a model folder."""
         return state

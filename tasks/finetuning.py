@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from tasks.options import (
 )
 from tasks.reports import write_json
 from tasks.rows import Rows
+from tasks.seeds import best_of, count_workers, jobs_of, summarise, train_in_processes
 from tasks.single_run import Prepared, run_seed
 
 _DEFAULT_EPOCHS = 3
@@ -53,7 +53,7 @@ def finetune(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         For one seed its scores on the validation set; for several, for each score its mean,
-        standard deviation and values.
+        standard deviation, median and values.
 
     Raises:
         UserError: settings or tables that cannot be run.
@@ -67,16 +67,21 @@ def finetune(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
-    run_dir, seed, number = Path(settings["run_dir"]), settings["seed"], settings["seeds"]
+    run_dir, number = Path(settings["run_dir"]), settings["seeds"]
     if settings["resume"] == "never":
         choose_checkpoint(run_dir, "never")  # refuses the folder before the long work
     elif settings["resume"] != "auto" and number > 1:
         raise UserError("--resume: with several --seeds only auto can go on")
+    workers = count_workers(settings, number)
     prepared = prepare(settings)
     if number == 1:
-        return run_seed(prepared, run_dir, seed)
-    results = [run_seed(prepared, run_dir / f"seed_{s}", s) for s in range(seed, seed + number)]
-    return _summarise(results, prepared, run_dir)
+        return run_seed(prepared, run_dir, settings["seed"])
+    jobs = jobs_of(settings, number)
+    if workers > 1:
+        results = train_in_processes(jobs, workers)
+    else:
+        results = [run_seed(prepared, Path(job["run_dir"]), job["seed"]) for job in jobs]
+    return _keep_best(results, prepared, run_dir)
 
 
 def prepare(settings: dict[str, Any]) -> Prepared:
@@ -140,29 +145,26 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     return Prepared(resolved, task, folder, config, examples, held_out, inputs, targets, lora)
 
 
-def _summarise(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
-    """Mean, deviation and values of each score; the best seed's folder becomes the run's."""
+def _keep_best(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
+    """The spread of each score over the seeds; the best one's folder becomes the run's."""
     monitor = prepared.settings["checkpoint"]["monitor"]
     if not all(results):  # another rank than the first
         return {}
-    sign = 1 if prepared.task.higher_is_better(monitor) else -1
-    best = max(results, key=lambda result: sign * result[monitor])
+    best = results[best_of(results, monitor, prepared.task.higher_is_better(monitor))]
     for name in ("model", *(["adapter"] if prepared.lora else [])):
         with atomic_folder(run_dir / name) as draft:
             shutil.copytree(Path(best["model"]).with_name(name), draft, dirs_exist_ok=True)
     summary: dict[str, Any] = {
         "model": str(run_dir / "model"),
         "monitor": monitor,
-        "seeds": [result["seed"] for result in results],
         "best_seed": best["seed"],
+        **summarise(results),
     }
-    for name in [n for n in results[0] if n not in ("model", "seed", "step")]:
-        values = [result[name] for result in results]
-        summary[name] = {
-            "mean": statistics.fmean(values),
-            "std": statistics.stdev(values),
-            "values": values,
-        }
+    if collapsed := summary["collapsed"]:
+        _warn(
+            f"collapsed, with one answer for all rows: {len(collapsed)} of {len(results)} runs, "
+            f"seeds {', '.join(map(str, collapsed))}; they count in the means"
+        )
     write_config(run_dir, prepared.settings)
     write_json(run_dir / "results.json", summary)
     return summary

@@ -116,18 +116,28 @@ class Predictor:
             examples: labelled.
             task: the task that numbered their labels, where that is another object than mine.
         """
+        return self.compute_and_keep(examples, task)[0]
+
+    def compute_and_keep(
+        self, examples: Sequence[Example], task: Task | None = None
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """As `compute`, and the outputs of each example, as `Task.split` gives them."""
         task = task or self.task
         metrics = task.metrics()
         for metric in metrics.values():
             metric.distributed_available_fn = lambda: False  # this process sees all examples
         loss, count = 0.0, 0
-        for _, batch, outputs in self.outputs(examples):
+        found: list[Tensor] = [torch.empty(0)] * len(examples)
+        for places, batch, outputs in self.outputs(examples):
             assert batch.labels is not None
             batch_loss, batch_count = task.loss(outputs, batch.labels)
             loss, count = loss + float(batch_loss), count + int(batch_count)
             task.update(metrics, outputs, batch)
+            for place, part in zip(places, task.split(outputs, batch), strict=True):
+                found[place] = part
         mean = loss / count if count else float("nan")
-        return {"loss": torch.tensor(mean, dtype=torch.float64), **metrics.compute()}
+        values = {"loss": torch.tensor(mean, dtype=torch.float64), **metrics.compute()}
+        return values, found
 
     def _autocast(self) -> Any:
         if self.dtype is None:

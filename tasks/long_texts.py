@@ -220,11 +220,15 @@ class LongTextTask(Task):
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
     ) -> list[dict[str, Any]]:
         """One JSON-ready object an input, by the votes of its windows."""
-        if not self.windowed or not outputs:
-            return super().answers(inputs, examples, outputs)
+        return self.predictions(self.of_texts(examples, outputs)) if outputs else []
+
+    def of_texts(self, examples: Sequence[Example], outputs: Sequence[Tensor]) -> Tensor:
+        """The outputs of examples, at least one, as `split` gave them → those of texts, (n, C)."""
+        stacked = torch.stack(list(outputs))
+        if not self.windowed:
+            return stacked
         owner = torch.tensor([e.row for e in examples])
-        pooled = self.pool_windows(torch.stack(list(outputs)), owner, len(inputs))
-        return self.predictions(pooled)
+        return self.pool_windows(stacked, owner, examples[-1].row + 1)
 
 
 def _settled(settings: TaskSettings) -> dict[str, Any]:

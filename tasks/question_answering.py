@@ -227,6 +227,12 @@ class QuestionAnswering(WindowTask):
             "score": float(starts[ends[0]] * stops[ends[1]]),
         }
 
+    def decisions(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[Any]:
+        """The text of each answer, empty where there is none."""
+        return [answer["answer"] for answer in self.answers(inputs, examples, outputs)]
+
     def label_name(self, label: Any) -> Any:
         """The texts of the right answers."""
         return [text for _, text in label]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
+from tasks.encoding import Example
 from tasks.heads import PooledHead
 from tasks.long_texts import LongTextTask, mean_by
 from tasks.options import TaskSettings
@@ -117,6 +118,16 @@ class Regression(LongTextTask):
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The number, as `score`."""
         return [{"score": score} for score in self.decide(outputs).tolist()]
+
+    def decisions(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[Any]:
+        """Each text's number."""
+        return self.decide(self.of_texts(examples, outputs)).tolist()
+
+    def collapsed(self, decisions: Sequence[Any], targets: Sequence[Any]) -> bool:
+        """Whether the predictions differ by less than a hundredth of what the targets do."""
+        return statistics.pstdev(decisions) < 0.01 * statistics.pstdev(targets)
 
     def saved_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights, with the classifier in the target's own unit."""

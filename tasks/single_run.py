@@ -165,14 +165,14 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
 
 def _score_best(
     prepared: Prepared, run_dir: Path, loggers: Sequence[Any], step: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What the saved folder, read back, reaches on the validation set, in fp32."""
     accelerator = prepared.settings["trainer"]["accelerator"]
     task = prepared.task
     best = Predictor.from_pretrained(
         run_dir / "model", resolve_device(accelerator), "fp32", task=type(task)
     )
-    values = best.compute(prepared.validation, task)
+    values, outputs = best.compute_and_keep(prepared.validation, task)
     for name, table in task.tables(values).items():
         print(f"{name.replace('_', ' ')}:\n{as_text(table)}", file=sys.stderr)
         with atomic_file(run_dir / f"{name}.csv") as draft:
@@ -188,7 +188,11 @@ def _score_best(
         [[str(value) for value in row.values()] for row in shown],
         step,
     )
-    return {name: float(value) for name, value in values.items() if value.ndim == 0}
+    decisions = task.decisions(prepared.validation_inputs, prepared.validation, outputs)
+    return {
+        "collapsed": task.collapsed(decisions, prepared.validation_targets),
+        **{name: float(value) for name, value in values.items() if value.ndim == 0},
+    }
 
 
 class _ModelSaver:

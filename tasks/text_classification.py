@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
+from tasks.encoding import Example
 from tasks.heads import PooledHead
 from tasks.long_texts import LongTextTask, log_mean_exp_by
 from tasks.losses import IGNORED, balanced_weights, cross_entropy, symmetric_kl
@@ -184,6 +185,12 @@ class TextClassification(LongTextTask):
     def label_name(self, label: Any) -> Any:
         """The label with that number."""
         return self._known()[label]
+
+    def decisions(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[Any]:
+        """The number of each text's most likely class."""
+        return self.decide(self.of_texts(examples, outputs)).tolist()
 
     @classmethod
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:

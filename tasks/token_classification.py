@@ -294,6 +294,23 @@ class TokenClassification(WindowTask):
             ]
         return answer
 
+    def decisions(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[Any]:
+        """The numbers of each sentence's tags, (words,); −1 of a word that no window decides."""
+        decided = [np.full(len(words_of(sentence)), -1) for sentence in inputs]
+        for example, found in zip(examples, outputs, strict=True):
+            assert example.places is not None
+            decides = example.places >= 0
+            tags = self.decide(found[torch.from_numpy(decides)])
+            decided[example.row][example.places[decides]] = tags.numpy()
+        return decided
+
+    def collapsed(self, decisions: Sequence[Any], targets: Sequence[Any]) -> bool:
+        """Whether all words got one and the same tag, where their tags differ."""
+        found, true = (np.unique(np.concatenate(tags)) for tags in (decisions, targets))
+        return len(found) == 1 < len(true)
+
     def label_name(self, label: Any) -> Any:
         """The tags with those numbers."""
         return [self.settings.labels[tag] for tag in label]

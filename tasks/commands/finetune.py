@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from mlm.arguments import CommandParser, add_activation_checkpointing, settings
 from tasks.options import CheckpointOptions, DataOptions, LoraOptions, LossOptions, ModelOptions
@@ -39,6 +39,13 @@ def add_arguments(parser: CommandParser) -> None:
         default=1,
         metavar="N",
         help="train with N seeds, from --seed on, in run_dir/seed_…, and keep the best",
+    )
+    add(
+        "--parallel_seeds",
+        type=Literal["auto"] | int,
+        default="auto",
+        metavar="N|auto",
+        help="how many of them to train at once; auto is one a CUDA device, and else in turn",
     )
     add(
         "--resume",

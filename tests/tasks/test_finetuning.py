@@ -308,6 +308,7 @@ def test_seeds_are_trained_in_turn_and_the_best_is_kept(toy, pretrained, tmp_pat
     values = found["accuracy"]["values"]
     assert found["accuracy"]["mean"] == pytest.approx(np.mean(values))
     assert found["accuracy"]["std"] == pytest.approx(np.std(values, ddof=1))
+    assert found["accuracy"]["median"] == np.median(values)
     each = [json.loads((run_dir / f"seed_{i}" / "results.json").read_text()) for i in range(3)]
     assert [result["accuracy"] for result in each] == values
     assert found["seeds"] == [0, 1, 2]

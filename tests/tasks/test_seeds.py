@@ -1,0 +1,165 @@
+"""Several runs: what is said of them together, those that collapsed, and runs beside each other."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_finetuning import losses, options, run, same_weights, words
+from toy import toy_rows, write_csv
+
+from mlm.errors import RunError, UserError
+from tasks import seeds
+from tasks.options import TaskSettings
+from tasks.question_answering import QuestionAnswering
+from tasks.regression import Regression
+from tasks.seeds import best_of, count_workers, spread, train_in_processes
+from tasks.text_classification import TextClassification
+from tasks.token_classification import TokenClassification
+
+# --- what collapsed ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "decisions", "targets", "expected"),
+    [
+        (TextClassification, [1, 1, 1], [0, 1, 1], True),
+        (TextClassification, [1, 0, 1], [0, 1, 1], False),
+        (TextClassification, [1, 1, 1], [1, 1, 1], False),  # and all right
+        (Regression, [2.0, 2.001, 2.0], [1.0, 2.0, 3.0], True),
+        (Regression, [2.0, 2.1, 2.0], [1.0, 2.0, 3.0], False),
+        (TokenClassification, [np.array([0, 0]), np.array([0])], [np.array([0, 1])], True),
+        (TokenClassification, [np.array([0, 1]), np.array([0])], [np.array([0, 1])], False),
+        (QuestionAnswering, ["", ""], [[], [(3, "Paris")]], True),
+        (QuestionAnswering, ["", "Paris"], [[], [(3, "Paris")]], False),
+    ],
+)
+def test_one_answer_for_all_rows_is_a_collapse(kind, decisions, targets, expected):
+    assert kind(TaskSettings()).collapsed(decisions, targets) is expected
+
+
+def test_collapsed_runs_are_named_and_count(toy, pretrained, tmp_path, capsys):
+    # Nearly all is of one class, and nothing is learnt.
+    rows = [(text, "pos" if i < 38 else "neg") for i, (text, _) in enumerate(toy_rows(40, 1))]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], rows)
+    more = f"--seeds 2 --train {train} --trainer.max_steps 12 --optimizer.lr 0.01"
+    found = run(toy, pretrained["modern"], tmp_path / "run", more)
+    assert found["collapsed"] == [0, 1]
+    assert found["accuracy"]["mean"] == pytest.approx(0.5)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "collapsed" in line]
+    assert len(lines) == 1
+    assert "2 of 2 runs, seeds 0, 1" in lines[0]
+    one = json.loads((tmp_path / "run" / "seed_0" / "results.json").read_text())
+    assert one["collapsed"] is True
+
+
+def test_words_that_were_decided_come_in_their_order(tokenizer):
+    task = TokenClassification(TaskSettings(labels=("O", "B-PER"), max_length=8, stride=0))
+    inputs = [tuple(["film"] * 9), ("house",)]
+    examples = task.encode(inputs, tokenizer)
+    assert len(examples) > 2  # windows
+    outputs = [torch.eye(2)[[i % 2] * len(e.input_ids)] for i, e in enumerate(examples)]
+    first, last = task.decisions(inputs, examples, outputs)
+    expected = np.full(9, -1)
+    for i, example in enumerate(examples[:-1]):
+        expected[example.places[example.places >= 0]] = i % 2
+    assert first.tolist() == expected.tolist()
+    assert last.tolist() == [(len(examples) - 1) % 2]
+
+
+# --- what is said of several ---
+
+
+def test_the_spread_is_numpys_and_one_value_has_none():
+    values = [0.5, 0.9, 0.7, 0.1]
+    found = spread(values)
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["std"] == pytest.approx(np.std(values, ddof=1))
+    assert found["median"] == pytest.approx(0.6)
+    assert spread([3.0])["std"] == 0.0
+
+
+def test_what_is_not_a_number_is_never_best():
+    nan = math.nan
+    assert best_of([{"x": nan}, {"x": 3.0}, {"x": 2.0}], "x", higher_is_better=False) == 2
+    assert best_of([{"x": nan}, {"x": nan}], "x", higher_is_better=True) == 0
+
+
+# --- beside each other ---
+
+
+def test_as_many_at_once_as_there_are_devices(toy, pretrained, tmp_path, monkeypatch):
+    def workers(more, jobs=4):
+        return count_workers(options(toy, pretrained["bert"], tmp_path / "run", more), jobs)
+
+    assert workers("") == 1
+    assert workers("--parallel_seeds 3") == 3
+    assert workers("--parallel_seeds 9") == 4
+    monkeypatch.setattr(seeds, "resolve_device", lambda accelerator: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert workers("") == 3
+    assert workers("", jobs=1) == 1
+    assert workers("--trainer.devices 2") == 1  # refused as ever, once it trains
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    shares = [seeds._share(slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
+    assert shares == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
+    assert seeds._share(1, 3)["CUDA_VISIBLE_DEVICES"] == "6"
+    with pytest.raises(UserError, match="have one device each"):
+        workers("--parallel_seeds 2 --trainer.devices 2")
+    with pytest.raises(UserError, match="give 1 or more"):
+        workers("--parallel_seeds 0")
+
+
+def test_runs_beside_each_other_are_those_in_turn(toy, pretrained, tmp_path, capsys):
+    more = "--seeds 2 --trainer.max_steps 4"
+    in_turn = run(toy, pretrained["bert"], tmp_path / "turn", more)
+    beside = run(toy, pretrained["bert"], tmp_path / "beside", f"{more} --parallel_seeds 2")
+    assert "seed_1: " in capsys.readouterr().err
+    assert beside["accuracy"] == in_turn["accuracy"]
+    assert beside["seeds"] == [0, 1]
+    for seed in ("seed_0", "seed_1"):
+        assert losses(tmp_path / "beside" / seed) == losses(tmp_path / "turn" / seed)
+    best = f"seed_{beside['best_seed']}"
+    assert same_weights(tmp_path / "beside/model", tmp_path / "turn" / best / "model")
+    # Finished ones are left as they are.
+    again = f"{more} --parallel_seeds 2 --resume auto"
+    assert run(toy, pretrained["bert"], tmp_path / "beside", again) == beside
+
+
+def test_one_that_cannot_run_is_named(toy, pretrained, tmp_path, monkeypatch):
+    more = "--trainer.max_steps 2"
+    job = options(toy, pretrained["bert"], tmp_path / "seed_0", more)
+    broken = {**job, "train": "no/such.csv"}
+    with pytest.raises(UserError, match=r"seed_0: no/such\.csv: no such file"):
+        train_in_processes([broken], 1)
+    failure = seeds._failure(1, "run/seed_3: the machine is gone")
+    assert isinstance(failure, RunError)
+    assert "seed_3" in str(failure)
+
+
+def test_a_signal_reaches_all_and_they_can_go_on(toy, pretrained, tmp_path):
+    run_dir = tmp_path / "run"
+    more = "--seeds 2 --parallel_seeds 2 --trainer.max_steps 100000"
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "mlm", "finetune", *words(toy, pretrained["bert"], run_dir, more)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    ready = [run_dir / seed / "metrics.csv" for seed in ("seed_0", "seed_1")]
+    end = time.monotonic() + 60
+    while not all(path.is_file() for path in ready) and time.monotonic() < end:
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGTERM)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == 143, err
+    for path in ready:
+        assert len(list((path.parent / "checkpoints").iterdir())) == 1
+        assert not (path.parent / "results.json").exists()
