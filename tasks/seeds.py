@@ -40,14 +40,15 @@ def count_workers(settings: Mapping[str, Any], jobs: int) -> int:
     """How many of the jobs run at once: `auto` is one a CUDA device, and in turn without several.
 
     Raises:
-        UserError: less than one, more than the machine bears, or runs beside each other that want several devices each.
+        UserError: less than one, more than the machine bears, or runs beside each other that want
+            several devices each.
     """
     asked, devices = settings["parallel_seeds"], str(settings["trainer"]["devices"])
     one_each = devices in ("auto", "1")
     if asked == "auto":
         cuda = resolve_device(settings["trainer"]["accelerator"]) == "cuda"
         return min(jobs, torch.cuda.device_count() if cuda and one_each else 1)
-    check_processes("--parallel_seeds", asked, least=1)
+    check_processes("--parallel_seeds", min(jobs, asked), least=1)
     if asked > 1 and not one_each:
         raise UserError(
             "--parallel_seeds: runs beside each other have one device each; leave out "
