@@ -39,6 +39,8 @@ TASKS: dict[str, str] = {
     "regression": "tasks.regression.Regression",
     "token_classification": "tasks.token_classification.TokenClassification",
     "question_answering": "tasks.question_answering.QuestionAnswering",
+    "multi_label_classification": "tasks.multi_label_classification.MultiLabelClassification",
+    "multiple_choice": "tasks.multiple_choice.MultipleChoice",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -71,6 +73,12 @@ class Task(abc.ABC):
         for name, group in SPECIFIC.items():
             if getattr(settings, name) is not None and name not in self.reads:
                 raise UserError(f"{group}.{name}: the task {self.name} has no use for it")
+        most = max(2, *map(len, self.columns))
+        if (given := len(settings.text_column)) > most:
+            raise UserError(
+                f"data.text_column: {given} columns given; the task {self.name} reads {most} at "
+                "most"
+            )
         column = settings.label_column or self.label_column
         self.settings = replace(settings, label_column=column)
         self.loss_options = LossOptions()
