@@ -43,6 +43,7 @@ TASKS: dict[str, str] = {
     "question_answering": "tasks.question_answering.QuestionAnswering",
     "sentence_embedding": "tasks.sentence_embedding.SentenceEmbedding",
     "prompt_classification": "tasks.prompt_classification.PromptClassification",
+    "multi_label_classification": "tasks.multi_label_classification.MultiLabelClassification",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -77,6 +78,12 @@ class Task(abc.ABC):
         for name, group in SPECIFIC.items():
             if getattr(settings, name) is not None and name not in self.reads:
                 raise UserError(f"{group}.{name}: the task {self.name} has no use for it")
+        most = max(2, *map(len, self.columns))
+        if (given := len(settings.text_column)) > most:
+            raise UserError(
+                f"data.text_column: {given} columns given; the task {self.name} reads {most} at "
+                "most"
+            )
         column = settings.label_column or self.label_column
         self.settings = replace(settings, label_column=column)
         self.loss_options = LossOptions()

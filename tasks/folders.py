@@ -23,6 +23,11 @@ TASK_OF_LAYOUT = {
     "token_classification": "token_classification",
     "question_answering": "question_answering",
 }
+# What transformers calls the kinds of sequence classification, beside one class of several.
+TASK_OF_PROBLEM = {
+    "regression": "regression",
+    "multi_label_classification": "multi_label_classification",
+}
 
 
 def load_task_folder(
@@ -72,10 +77,13 @@ def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> typ
             f"{folder.directory}: is a pretrained model without a task; fine-tune it first "
             "(mlm finetune)"
         )
-    usual = TASK_OF_LAYOUT.get(folder.head, "")
-    if usual == "text_classification" and len(folder.labels or ()) == 1:
-        usual = "regression"
+    usual = _usual_task(folder)
     named = str(folder.info.get("task", usual))
+    if named != usual and usual in TASK_OF_PROBLEM.values() and named in TASKS:
+        raise UserError(
+            f"{folder.directory}/config.json: problem_type is that of the task {usual!r}, but "
+            f"mlm.task says {named!r}"
+        )
     kind = find_task(task) if isinstance(task, str) else task
     if kind is None and named in TASKS:
         kind = find_task(named)
@@ -89,6 +97,16 @@ def task_class(folder: ModelFolder, task: str | type[Task] | None = None) -> typ
     if kind.name != named:
         raise UserError(f"{folder.directory}: is a folder of task {named!r}, not {kind.name!r}")
     return kind
+
+
+def _usual_task(folder: ModelFolder) -> str:
+    """The task of a folder by its head, and by its `problem_type` where that tells more."""
+    usual = TASK_OF_LAYOUT.get(folder.head, "")
+    if usual != "text_classification":
+        return usual
+    if (problem := str(folder.info.get("problem_type"))) in TASK_OF_PROBLEM:
+        return TASK_OF_PROBLEM[problem]
+    return "regression" if len(folder.labels or ()) == 1 else usual
 
 
 def start_model(

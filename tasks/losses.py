@@ -31,6 +31,17 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
     return [sum(there) / (len(there) * count) if count else 1.0 for count in counts]
 
 
+def positive_weights(counts: Sequence[int], rows: int) -> list[float]:
+    """(rows − count) / count for each class: all rows with it then count as those without it.
+
+    A class that no row has, or every one, has 1.
+
+    >>> positive_weights([5, 2, 0, 10], 10)
+    [1.0, 4.0, 1.0, 1.0]
+    """
+    return [(rows - count) / count if 0 < count < rows else 1.0 for count in counts]
+
+
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -70,6 +81,44 @@ def _log_doubt(logits: Tensor, labels: Tensor) -> Tensor:
     own = F.one_hot(labels.clamp(min=0), logits.shape[-1]).bool()
     others = logits.masked_fill(own, -torch.inf)
     return others.logsumexp(-1) - logits.logsumexp(-1)
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of each class by itself, yes or no.
+
+    Args:
+        logits: (N, C).
+        labels: (N, C) of 0 and 1.
+        weights: (C,) how much a yes counts beside a no; None is 1.
+        label_smoothing: the share of a target that is spread over yes and no.
+        focal_gamma: multiply by (1 − p)^γ, p being the probability of the label
+            (https://arxiv.org/abs/1708.02002).
+
+    Returns:
+        () the sum.
+    """
+    targets = labels.to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(
+        logits,
+        targets * (1 - label_smoothing) + label_smoothing / 2,
+        pos_weight=weights,
+        reduction="none",
+    )
+    if focal_gamma:
+        log_doubt = F.logsigmoid(logits * (1 - 2 * targets))
+        losses = losses * (focal_gamma * log_doubt).exp()
+    return losses.sum()
+
+
+def binary_symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """½ (KL(p‖q) + KL(q‖p)) of each class's yes and no in two (N, C) logits, summed: ()."""
+    return 0.5 * ((first.sigmoid() - second.sigmoid()) * (first - second)).sum()
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ _MOST_IN_A_POOL = 1 << 22
 
 # What only some tasks read, and its group; `Task.reads` says which. None is not given.
 SPECIFIC = {
+    "threshold": "data",
     "stride": "data",
     "truncation": "data",
     "long_texts": "data",
@@ -39,6 +40,9 @@ class DataOptions:
     """The column with what is to be predicted; by default the task's own, mostly `label`."""
     labels: list[str | int] | None = None
     """The classes, in the order wanted; by default those of the training data, sorted."""
+    threshold: float | None = None
+    """Where a text may have any number of classes: those are its own whose probability is above
+    this; by default 0.5. The model folder keeps it for mlm's own commands."""
     max_length: int | None = None
     """Longer inputs are cut to this many tokens, of a pair the longer text first; by default the
     model's positions, at most 512."""
@@ -132,8 +136,10 @@ class LossOptions:
     """Share of each target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] | list[float] = "none"
     """How much an example of each class counts: `none` is 1 each, `balanced` rows / (classes · rows
-    of the class), or a list in the order of the labels. The step's loss is divided by the number of
-    examples, not by the sum of their weights."""
+    of the class), or a list in the order of the labels. Where a text may have any number of
+    classes, it is how much having one counts beside not having it, and `balanced` is rows without
+    it / rows with it. The step's loss is divided by the number of examples, not by the sum of their
+    weights."""
     focal_gamma: float = 0.0
     """Count examples by how unsure of them the model is, to this power; 0 counts all alike."""
     r_drop: float = 0.0
@@ -217,6 +223,8 @@ class TaskSettings:
     """The column with what is to be predicted; empty takes the task's own."""
     labels: tuple[str, ...] = ()
     """The classes in the order of the model's outputs; empty where a task has none."""
+    threshold: float | None = None
+    """What a class's probability must be above, where a text may have any number of classes."""
     max_length: int | None = None
     """Longer inputs are cut to this many tokens; None takes the model's positions, at most 512."""
     pooling: str | None = None
@@ -246,6 +254,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("a whole number", lambda v: type(v) is int),
     "int | None": ("a whole number or null", lambda v: v is None or type(v) is int),
     "bool | None": ("true, false or null", lambda v: isinstance(v, bool | None)),
+    "float | None": ("a number or null", lambda v: v is None or type(v) in (int, float)),
     "tuple[str, ...]": (
         "a list of texts",
         lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
@@ -287,14 +296,13 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
     """What of the options a task needs, and its model folder keeps."""
     columns = data.text_column or []
     columns = [columns] if isinstance(columns, str) else columns
-    if len(columns) > 2:
-        raise UserError(f"data.text_column: {len(columns)} columns given; one, or two for a pair")
     if data.labels is not None and not data.labels:
         raise UserError("data.labels: the list is empty; leave it out to take the data's labels")
     return TaskSettings(
         text_column=tuple(columns),
         label_column=data.label_column or "",
         labels=tuple(map(str, data.labels or ())),
+        threshold=data.threshold,
         max_length=data.max_length,
         pooling=model.pooling,
         layers=model.layers,

@@ -67,7 +67,7 @@ class TextClassification(LongTextTask):
         super().__init__(settings)
         self.given = bool(settings.labels)
         if self.given:
-            _check_given(settings.labels, self.labels_option)
+            check_given(settings.labels, self.labels_option)
         # Labels that no output stands for get numbers beyond the outputs: never predicted, they
         # are wrong in every metric and stay in its denominator.
         self.unseen: list[str] = []
@@ -86,9 +86,9 @@ class TextClassification(LongTextTask):
             self.settings = replace(self.settings, labels=sort_labels(counts))
         self.class_weights = self._weights(counts)
         if single := [label for label in self.settings.labels if counts[label] == 1]:
-            remarks.append(f"{rows.path}: one example only of {_listed(single)}")
+            remarks.append(f"{rows.path}: one example only of {listed(single)}")
         if missing := [label for label in self.settings.labels if counts[label] == 0]:
-            remarks.append(f"{rows.path}: no example of {_listed(missing)}")
+            remarks.append(f"{rows.path}: no example of {listed(missing)}")
         return remarks
 
     def targets(self, rows: Rows) -> list[int]:
@@ -106,7 +106,7 @@ class TextClassification(LongTextTask):
             return []
         wrong = sum(counts[label] for label in unknown)
         return [
-            f"{rows.path}: {_listed(unknown)} not among the labels trained on; "
+            f"{rows.path}: {listed(unknown)} not among the labels trained on; "
             f"{wrong} of {rows.table.num_rows} rows count as wrong"
         ]
 
@@ -209,7 +209,7 @@ class TextClassification(LongTextTask):
         if len(wanted) != len(labels):
             raise UserError(
                 f"loss.class_weights: {len(wanted)} weights for {len(labels)} classes "
-                f"({_listed(labels)}); give one each"
+                f"({listed(labels)}); give one each"
             )
         return wanted
 
@@ -229,7 +229,7 @@ class TextClassification(LongTextTask):
             if label is None:
                 raise UserError(f"{where}: the label is empty")
             if self.given and label not in self.settings.labels:
-                known = _listed(self.settings.labels)
+                known = listed(self.settings.labels)
                 raise UserError(
                     f"{where}: label {label!r} is not in {self.labels_option} ({known})"
                 )
@@ -237,13 +237,15 @@ class TextClassification(LongTextTask):
         return labels
 
 
-def _check_given(labels: Sequence[str], option: str) -> None:
+def check_given(labels: Sequence[str], option: str = "data.labels", least: int = 2) -> None:
+    """Refuse, by a `UserError`, a label twice, or fewer than ``least``."""
     if repeated := [label for label, n in Counter(labels).items() if n > 1]:
-        raise UserError(f"{option}: {_listed(repeated)} stands there twice")
-    if len(labels) < 2:
-        raise UserError(f"{option}: a classifier needs two classes or more")
+        raise UserError(f"{option}: {listed(repeated)} stands there twice")
+    if len(labels) < least:
+        raise UserError(f"{option}: a classifier needs {least} classes or more")
 
 
-def _listed(labels: Sequence[str]) -> str:
+def listed(labels: Sequence[str]) -> str:
+    """Labels as they stand in a message, of many the first."""
     shown = ", ".join(map(repr, labels[:10]))
     return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"

@@ -139,7 +139,11 @@ def asked(i):
 
 
 # What stands in a row, where that is not texts and a label.
-ROWS = {"token_classification": tagged, "question_answering": asked}
+ROWS = {
+    "token_classification": tagged,
+    "question_answering": asked,
+    "multi_label_classification": lambda i: {"text": f"{i} cats", "labels": ["a", "b"][i % 2 :]},
+}
 # Words that the small tokenizer has.
 WORDS = {"prompt_classification": ["--data.verbaliser", "{'0': cats, '1': dogs}"]}
 SCORED = ("regression", "sentence_embedding")

@@ -28,9 +28,9 @@ def add_arguments(parser: CommandParser) -> None:
         "--task",
         type=str,
         default="text_classification",
-        help="text_classification, regression, token_classification, question_answering, "
-        "sentence_embedding, prompt_classification, or the dotted path of your own subclass of "
-        "Task",
+        help="text_classification, multi_label_classification, regression, token_classification, "
+        "question_answering, sentence_embedding, prompt_classification, or the dotted path of your "
+        "own subclass of Task",
     )
     add("--seed", type=int, default=0, help="of everything random")
     add(

@@ -113,7 +113,7 @@ def test_as_many_at_once_as_there_are_devices(toy, pretrained, tmp_path, monkeyp
     assert seeds._share(1, 3)["CUDA_VISIBLE_DEVICES"] == "6"
     with pytest.raises(UserError, match="have one device each"):
         workers("--parallel_seeds 2 --trainer.devices 2")
-    with pytest.raises(UserError, match="give 1 or more"):
+    with pytest.raises(UserError, match="must lie between 1 and"):
         workers("--parallel_seeds 0")
 
 
