@@ -203,7 +203,7 @@ def test_what_has_no_task_has_no_scores(tmp_path, capsys):
     assert main([*map(str, words), "--output", str(tmp_path / "onnx")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--data" in line
-    assert "no task" in line
+    assert "no head" in line
     assert not (tmp_path / "onnx").exists()
 
 

@@ -18,6 +18,7 @@ from mlm.data.encoding import Encoded, encode_batches, id_type
 from mlm.data.extension import extend_tokenizer, read_words
 from mlm.data.held_out import HeldOut, plan
 from mlm.data.identity import content_hash, describe_source, refuse_another
+from mlm.data.processes import check_processes
 from mlm.data.progress import Meter, say
 from mlm.data.readers import CorpusCounts, Rules
 from mlm.data.sample import take_sample
@@ -115,8 +116,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
 def _check(options: PrepareOptions) -> None:
     if not 0 < options.validation_share <= 0.5:
         raise UserError(f"validation_share: {options.validation_share} is not in (0, 0.5]")
-    if options.num_processes is not None and not 1 <= options.num_processes <= 1024:
-        raise UserError(f"num_processes: {options.num_processes} must lie between 1 and 1024")
+    if options.num_processes is not None:
+        check_processes("num_processes", options.num_processes, least=1)
     if not -(2**63) <= options.seed < 2**63:
         raise UserError(f"seed: {options.seed} does not fit in 64 bits")
     if options.add_tokens is not None and options.tokenizer is None:

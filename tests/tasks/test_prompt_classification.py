@@ -249,7 +249,7 @@ def failure(capsys, *words):
         (["--data.pattern", "[MASK] it is"], "needs each of its texts once"),
         (["--data.pattern", "{text} {text} [MASK]"], "needs each of its texts once"),
         (["--data.pattern", "{sentence1} [MASK]"], "needs each of its texts once"),
-        (["--data.verbaliser", "{neg: dull}"], "needs two classes or more"),
+        (["--data.verbaliser", "{neg: dull}"], "needs 2 classes or more"),
         (["--data.verbaliser", "{neg: dull, pos: []}"], "the label 'pos' has no word"),
         (["--data.verbaliser", "{neg: dull, pos: ' '}"], "the label 'pos' has no word"),
         (["--data.verbaliser", "{neg: dull, pos: xylo}"], "of the label 'pos', is"),

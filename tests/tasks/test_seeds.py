@@ -117,6 +117,17 @@ def test_as_many_at_once_as_there_are_devices(toy, pretrained, tmp_path, monkeyp
         workers("--parallel_seeds 0")
 
 
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Sums over another number of threads end in another last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(seeds, "_share", lambda slot, workers: {"OMP_NUM_THREADS": "1"})
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_runs_beside_each_other_are_those_in_turn(toy, pretrained, tmp_path, capsys):
     more = "--seeds 2 --trainer.max_steps 4"
     in_turn = run(toy, pretrained["bert"], tmp_path / "turn", more)

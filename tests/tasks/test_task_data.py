@@ -73,7 +73,9 @@ def test_a_setting_that_the_task_does_not_read_is_refused():
 
 def test_more_than_two_columns_are_refused():
     with pytest.raises(UserError, match=r"data\.text_column: 3 columns given"):
-        task_settings(DataOptions(text_column=["a", "b", "c"]), ModelOptions("x"))
+        TextClassification(
+            task_settings(DataOptions(text_column=["a", "b", "c"]), ModelOptions("x"))
+        )
     with pytest.raises(UserError, match="2 given, but the model was trained on 1"):
         with_text_column(TaskSettings(text_column=("text",)), ["a", "b"])
 

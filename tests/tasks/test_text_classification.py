@@ -81,7 +81,8 @@ def test_a_label_outside_the_given_list_is_refused(tmp_path, config):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"), [(("a", "a", "b"), "'a' stands there twice"), (("a",), "two classes")]
+    ("labels", "message"),
+    [(("a", "a", "b"), "'a' stands there twice"), (("a",), "needs 2 classes or more")],
 )
 def test_a_given_list_must_be_a_set_of_two_or_more(labels, message):
     with pytest.raises(UserError, match=message):
