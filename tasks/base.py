@@ -244,9 +244,12 @@ class Task(abc.ABC):
         Raises:
             UserError: there is no such metric.
         """
+        return look_up(self.directions(), metric, "checkpoint.monitor")
+
+    def directions(self) -> dict[str, bool]:
+        """{what a model may be chosen by: whether more of it is better}."""
         metrics = {n: m.higher_is_better for n, m in self.metrics().items()} | {"loss": False}
-        known = {name: higher for name, higher in metrics.items() if higher is not None}
-        return look_up(known, metric, "checkpoint.monitor")
+        return {name: higher for name, higher in metrics.items() if higher is not None}
 
     @abc.abstractmethod
     def decide(self, outputs: Tensor) -> Tensor:

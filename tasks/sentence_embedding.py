@@ -279,14 +279,13 @@ class SentenceEmbedding(Task):
 
         return retrieval(outputs.unflatten(-1, (2, -1)), texts, self.loss_options.temperature)
 
-    def higher_is_better(self, metric: str) -> bool:
-        """Of all but the loss."""
+    def directions(self) -> dict[str, bool]:
+        """More is better of all but the loss."""
         from tasks.pair_metrics import CUTOFFS
 
         unscored = (*(f"recall@{k}" for k in CUTOFFS), "mrr")
         names = ("spearman", "pearson") if self.scored else unscored
-        known = {**dict.fromkeys(names, True), "loss": False}
-        return look_up(known, metric, "checkpoint.monitor")
+        return {**dict.fromkeys(names, True), "loss": False}
 
     def decide(self, outputs: Tensor) -> Tensor:
         """(2 N, D), or (N, 2, D) → cosines (N,)."""

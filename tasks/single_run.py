@@ -20,7 +20,13 @@ from mlm.files import atomic_file
 from mlm.model.config import EncoderConfig
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
-from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
+from mlm.training.callbacks import (
+    Checkpoints,
+    EndOfBudget,
+    MakeUpValidation,
+    StepMetrics,
+    StopOnSignal,
+)
 from mlm.training.checkpoint_io import FolderCheckpointIO
 from mlm.training.flops import flops_per_token, peak_flops
 from mlm.training.guards import GuardOptions, guard, guard_callbacks
@@ -132,6 +138,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
             keep_best,
             Checkpoints(run_dir / "checkpoints", checkpoint.every_n_steps, checkpoint.keep),
             StopOnSignal(),
+            MakeUpValidation(),
         ],
         loggers,
         files,

@@ -73,6 +73,8 @@ class SumLossModule(LightningModule):
         self.stop_asked = False
         """Set by a signal handler on any rank; all ranks hear of it at the next step."""
         self.stop_agreed = False
+        self.validation_due = False
+        """Whether a signal has cut short, or left out, what was to be validated at this step."""
         self.step_metrics: dict[str, float] = {}
         """What the last finished step had, over all ranks and micro-batches."""
         self._constant = 1.0 / expected_count
@@ -197,7 +199,7 @@ class SumLossModule(LightningModule):
         """Whether a signal came during a validation, on any rank: what it found is then dropped."""
         asked = torch.tensor(float(self.stop_asked), device=self.device)
         if all_reduce_sum(asked) > 0:
-            self.stop_agreed = self.trainer.should_stop = True
+            self.stop_agreed = self.trainer.should_stop = self.validation_due = True
         return self.stop_agreed
 
     def log_validation(self, metrics: dict[str, Tensor]) -> None:
@@ -213,18 +215,21 @@ class SumLossModule(LightningModule):
         return weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the budget has used."""
+        """Keep what the budget has used, and whether its last step is still to be validated."""
         spent = self.spent
         checkpoint["spent"] = [spent.steps, spent.tokens, spent.seconds]
+        checkpoint["validation_due"] = self.validation_due
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from the weights, and from what the budget had used.
 
         Lightning counts batches too, but a checkpoint written inside a hook catches its counters
-        in the middle; how many were done follows from the steps.
+        in the middle; how many were done follows from the steps. A run is one epoch, which one that
+        was stopped is still within: else its validations would be counted from where it went on.
         """
         checkpoint["state_dict"] = self.training_weights(checkpoint)
         self.spent = Spent(*checkpoint["spent"])
+        self.validation_due = checkpoint.get("validation_due", False)
         loop = checkpoint["loops"]["fit_loop"]
         done = self.spent.steps * self.trainer.accumulate_grad_batches
         for counters in (
@@ -232,3 +237,5 @@ class SumLossModule(LightningModule):
             loop["epoch_loop.batch_progress"]["current"],
         ):
             counters.update(dict.fromkeys(counters, done))
+        for counters in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+            counters.update(ready=1, started=1, processed=0, completed=0)

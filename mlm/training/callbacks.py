@@ -18,7 +18,8 @@ from mlm.training.datamodule import TimedLoader
 class EndOfBudget(Callback):
     """Stops the trainer when the budget is spent or a signal came, at the same step on all ranks.
 
-    After the last step Lightning validates once more; after a signal there is no time for that.
+    After the last step Lightning validates once more; after a signal there is no time for that, and
+    a validation that was due is left to `MakeUpValidation`.
     """
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -27,17 +28,43 @@ class EndOfBudget(Callback):
         if module.spent.is_over(module.budget):
             if trainer.is_global_zero:
                 say(f"the budget is spent since step {module.spent.steps}: nothing left to train")
-            trainer.limit_val_batches = 0
+            if not module.validation_due:
+                trainer.limit_val_batches = 0
             trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Look, after each finished step."""
         assert isinstance(module, SumLossModule)
+        over = module.spent.is_over(module.budget)
         if module.stop_agreed:
+            done, interval = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.val_check_batch
+            module.validation_due = over or (interval is not None and done % interval == 0)
             trainer.limit_val_batches = 0
             trainer.should_stop = True
-        elif module.spent.is_over(module.budget):
+        elif over:
             trainer.should_stop = True
+
+
+class MakeUpValidation(Callback):
+    """Validates, before it goes on, where a signal has kept the run before from it.
+
+    So the best state is chosen among those that it would be chosen among without the signal. Stands
+    after `StopOnSignal` in a list of callbacks, for a signal may come again.
+    """
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Do what Lightning does between two batches (`_TrainingEpochLoop.on_advance_end`)."""
+        assert isinstance(module, SumLossModule)
+        if not module.validation_due:
+            return
+        module.validation_due = False
+        first = trainer._logger_connector._first_loop_iter
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first
+        if trainer.should_stop:
+            trainer.limit_val_batches = 0
 
 
 class StopOnSignal(Callback):

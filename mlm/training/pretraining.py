@@ -24,7 +24,13 @@ from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
 from mlm.training.anomaly import naming_anomalies
-from mlm.training.callbacks import Checkpoints, EndOfBudget, StepMetrics, StopOnSignal
+from mlm.training.callbacks import (
+    Checkpoints,
+    EndOfBudget,
+    MakeUpValidation,
+    StepMetrics,
+    StopOnSignal,
+)
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
 from mlm.training.compiling import check_compile
 from mlm.training.datamodule import (
@@ -130,6 +136,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
             *guard_callbacks(guards, run_dir, files.load_checkpoint),
             Checkpoints(run_dir / "checkpoints", **settings["checkpoint"]),
             StopOnSignal(),
+            MakeUpValidation(),
         ],
         loggers,
         files,

@@ -61,7 +61,7 @@ def _check_rows(task: Task, rows: Rows) -> None:
 
 def _metric(entry: SuiteSet, task: Task) -> str:
     """The metric that counts; more of it must be better, so that a table reads one way."""
-    known = {name: name for name, m in task.metrics().items() if m.higher_is_better}
+    known = {name: name for name, higher in task.directions().items() if higher}
     return look_up(known, entry.metric or task.monitor, "metric")
 
 

@@ -1,6 +1,7 @@
 """Runs that are killed go on as if nothing had been, to the last bit."""
 
 import random
+import signal
 
 import pytest
 import torch
@@ -67,6 +68,16 @@ def test_a_run_killed_at_random_goes_on_bit_by_bit(kind, rows, whole, tmp_path, 
     record_property("kills", hits)
     record_property("inside a save", inside)
     print(f"{kind}: {hits} kills, {inside} of them in a save")
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"), [("validation", 1), ("training", 6), ("training", 24)]
+)
+def test_a_signal_loses_no_step_and_no_validation(moment, number, rows, whole, tmp_path):
+    """It comes within a validation, in the step before one, and in the last."""
+    run = Run(rows, tmp_path, KINDS["validation"])
+    assert run.finish(run.start(signal=signal.SIGTERM, **{moment: number})).code == 143
+    assert_goes_on(run, whole("validation"))
 
 
 def test_a_save_may_be_killed_at_any_of_its_file_operations(rows, whole, tmp_path):

@@ -26,7 +26,7 @@ from tasks import Classifier
 from tasks.commands.finetune import add_arguments
 from tasks.finetuning import finetune
 from tasks.inference import Predictor
-from tasks.module import KeepBest
+from tasks.module import FineTuningModule, KeepBest
 
 SMALL = (
     "--trainer.accelerator cpu --trainer.precision fp32 --trainer.log_every_n_steps 1 "
@@ -377,6 +377,45 @@ def test_sigterm_saves_and_exits_with_143(toy, pretrained, tmp_path, capsys):
     assert read_folder(saved / "model").head == "sequence_classification"
     assert len(Classifier.from_pretrained(run_dir / "model")(["a film"])) == 1
     assert list(run_dir.rglob(".*")) == []
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("validation_step", 4),
+        ("validation_step", 8),
+        ("training_step", 3),
+        ("training_step", 4),
+        ("training_step", 8),
+    ],
+)
+def test_a_signal_loses_no_validation(toy, pretrained, tmp_path, monkeypatch, hook, step):
+    """Step 4 is validated, and step 8, the last; on resume, where the signal kept a run from it."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    more = "--trainer.max_steps 8 --trainer.val_check_interval 4"
+    expected = run(toy, pretrained["modern"], whole, more)
+    before, struck = getattr(FineTuningModule, hook), []
+
+    def strike(self, *args):
+        # A step counts when it is done.
+        if not struck and self.spent.steps == step - (hook == "training_step"):
+            struck.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before(self, *args)
+
+    monkeypatch.setattr(FineTuningModule, hook, strike)
+    with pytest.raises(SystemExit) as ended:
+        run(toy, pretrained["modern"], halves, more)
+    assert ended.value.code == 143
+    assert max(losses(halves)) == step
+    found = run(toy, pretrained["modern"], halves, f"{more} --resume auto")
+    assert validations(halves, "loss") == validations(whole, "loss")
+    assert losses(halves) == losses(whole)
+    assert same_weights(halves / "model", whole / "model")
+    own = ("model", "seconds")
+    assert {k: v for k, v in found.items() if k not in own} == {
+        k: v for k, v in expected.items() if k not in own
+    }
 
 
 # --- what cannot be run ---

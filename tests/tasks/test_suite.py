@@ -217,6 +217,15 @@ def test_results_of_two_protocols_are_not_mixed(folder, call, capsys):
     assert [line["set"] for line in read(folder / "out" / "suite.json")["sets"]] == ["toy"]
 
 
+def test_a_metric_that_depends_on_the_columns(folder, call):
+    named = "task: sentence_embedding\n    settings: {data: {label_column: label}}"
+    change(folder, "    settings:\n      trainer: {max_steps: 3}", "")
+    change(folder, "task: regression", named)
+    assert call("--only", "numbers") == 0
+    (line,) = read(folder / "out" / "suite.json")["sets"]
+    assert line["metric"] == "spearman"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
