@@ -145,5 +145,8 @@ class Regression(LongTextTask):
     def restore(cls, info: Mapping[str, Any], labels: Sequence[str]) -> Self:
         """Also take back the unit of the loss; the single output's name is no label."""
         task = super().restore(info, ())
-        task.deviation = float(info.get("deviation", 1.0))
+        deviation = info.get("deviation", 1.0)
+        if type(deviation) not in (int, float) or not 1e-300 < deviation < 1e300:
+            raise UserError(f"mlm.deviation: {str(deviation)[:80]!r} is no number above 0")
+        task.deviation = float(deviation)
         return task

@@ -1,6 +1,7 @@
 """Model folders that lie about their weights, and damage of any kind: found, or without effect."""
 
 import json
+import math
 import random
 import shutil
 import struct
@@ -17,7 +18,9 @@ from small_models import save_classifier, save_masked_lm, small_config
 from mlm.checkpoint import build_masked_lm, read_folder
 from mlm.errors import UserError
 from mlm.inference import Embedder, fill_masks
+from tasks.base import TASKS, find_task
 from tasks.inference import Predictor
+from tasks.options import TaskSettings
 
 WEIGHT = "bert.encoder.layer.1.output.dense.weight"
 
@@ -313,3 +316,23 @@ def test_no_bit_of_a_config_or_a_template_matters_unseen(saved, tmp_path, layout
                 yield bytes(copy)
 
         assert check_damage(folder, name, flips()) > 100
+
+
+LIES = [None, "x", "", -1, 0, math.nan, math.inf, [], {}, True, 10**400, ["a", 2], {"a": 1}, "1e5"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_a_folder_says_of_its_task_is_taken_back_or_refused(name):
+    kind, given = find_task(name), {}
+    if name == "prompt_classification":
+        given = {"pattern": "{text} [MASK]", "verbaliser": {"a": ["x"], "b": ["y"]}}
+    labels = ("a", "b") if name.endswith("classification") else ()
+    info, refused = kind(TaskSettings(labels=labels, **given)).info(), []
+    for key in info:
+        for lie in LIES:
+            try:
+                kind.restore({**info, key: lie}, labels)
+            except UserError as error:
+                refused.append(str(error))
+    assert len(refused) > len(info)
+    assert not [line for line in refused if "\n" in line or len(line) > 600]

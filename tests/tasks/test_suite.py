@@ -308,7 +308,7 @@ def test_a_shipped_suite_reads_the_hub_and_is_never_scored_by_what_it_chose_by(n
 
 def test_the_suite_of_the_benchmarks():
     suite = find_suite(str(BENCHMARK))
-    assert len(suite.sets) == 10
+    assert len(suite.sets) == 11
     named = {entry.name: entry for entry in suite.sets}
     assert named["imdb"].train_rows == 5000
     assert named["imdb"].settings["data"]["long_texts"] == "windows"
