@@ -52,12 +52,16 @@ _PIECE = (
 )
 
 _WORDS = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
-_PIECES = pre_tokenizers.Sequence(
-    [
-        pre_tokenizers.Split(Regex(_PIECE), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-)
+
+
+def _byte_level_pieces(pattern: str) -> Any:
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), to_bytes])
+
+
+_PIECES = _byte_level_pieces(_PIECE)
+# Learning takes more than linear time, and much memory, in the length of a piece.
+_SHORT_PIECES = _byte_level_pieces(_PIECE.replace("+", "{1,256}"))
 # WordPiece learns the most frequent characters that make up this share of the text; the rest,
 # some thousand foreign letters in an encyclopedia, would cost more rows than they are worth.
 _CHARACTER_COVERAGE = 0.99999
@@ -150,26 +154,24 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, normalizer: Any) -> Tokeni
 
 
 def _bpe(texts: Iterable[str], vocab_size: int, normalizer: Any) -> Tokenizer:
-    tokenizer = _byte_level(models.BPE(unk_token=ROLES["unk"]), normalizer)
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, **_byte_level_options())
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return _byte_level(models.BPE(unk_token=ROLES["unk"]), trainer, texts, normalizer)
 
 
 def _unigram(texts: Iterable[str], vocab_size: int, normalizer: Any) -> Tokenizer:
-    tokenizer = _byte_level(models.Unigram(), normalizer)
     options = _byte_level_options()
     trainer = trainers.UnigramTrainer(vocab_size=vocab_size, unk_token=ROLES["unk"], **options)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return _byte_level(models.Unigram(), trainer, texts, normalizer)
 
 
 KINDS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
 
 
-def _byte_level(model: Any, normalizer: Any) -> Tokenizer:
+def _byte_level(model: Any, trainer: Any, texts: Iterable[str], normalizer: Any) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = _SHORT_PIECES
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.pre_tokenizer = _PIECES
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -209,3 +209,11 @@ def test_bad_requests():
         train_tokenizer(TEXTS, "wordpeice")
     with pytest.raises(UserError, match="vocab_size: 100 is too small; bpe needs 261"):
         train_tokenizer(TEXTS, "bpe", 100)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_endless_words_are_learnt_from_in_parts(kind):
+    """Learning from a word takes more than linear time; no token needs so long a one."""
+    tokenizer = train_tokenizer(["ab" * 4096, "some words of a text"] * 4, kind, vocab_size=300)
+    assert max(map(len, tokenizer.get_vocab())) <= 256
+    assert tokenizer.decode(tokenizer.encode("ab" * 4096).ids) == "ab" * 4096

@@ -1,6 +1,7 @@
 """Hours in small: what a run holds of the machine does not grow."""
 
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -44,9 +45,12 @@ def test_memory_files_threads_and_disk_stay_level(workers, rows, tmp_path):
     assert run.finish(process).code == 0
     begin, end = found[len(found) // 10 : len(found) // 2], found[len(found) // 2 : -10]
     assert len(end) > 20
-    for name, spare in (("megabytes", 20), ("threads", 1), ("files", 2), ("checkpoints", 0)):
-        highest = [max(sample[name] for sample in part) for part in (begin, end)]
-        print(f"{workers} workers, {name}: {highest[0]:g}, later {highest[1]:g}")
-        assert highest[1] <= highest[0] + spare, name
+    for name, spare in (("megabytes", 10), ("threads", 1), ("files", 1), ("checkpoints", 0)):
+        # The median, since a validation or a save has a few files open for a moment.
+        level = [statistics.median(sample[name] for sample in part) for part in (begin, end)]
+        highest = max(sample[name] for sample in found)
+        print(f"{workers} workers, {name}: {level[0]:g}, later {level[1]:g}, at most {highest:g}")
+        assert level[1] <= level[0] + spare, name
+        assert highest <= level[0] + max(4 * spare, level[0] / 2), name
     assert max(sample["checkpoints"] for sample in found) <= 5  # three, one being made, one going
     print(f"{len(run.steps())} steps")

@@ -366,6 +366,18 @@ def test_online_goes_on_under_the_same_id(run_dir, home):
 
 
 @pytest.mark.slow
+def test_a_server_that_falls_silent_holds_nothing_up(run_dir, home):
+    with serve(hangs_after=3) as server:
+        begin = time.monotonic()
+        done = run_python(LOG, "auto", run_dir, 5, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+        assert time.monotonic() - begin < 120
+        assert server.requests > 3
+    assert "mlm: Weights & Biases failed" in done.stderr
+    assert has_row(run_dir, 6)
+    assert_no_key(run_dir, home)
+
+
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_costs_a_line(run_dir):
     done = run_python(
         LOG, "auto", run_dir, 2, WANDB_API_KEY=KEY, WANDB_BASE_URL="http://127.0.0.1:9"

@@ -1,6 +1,7 @@
 """A server that takes what W&B's client sends, as far as a run without artifacts needs it."""
 
 import json
+import math
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,8 @@ class Stub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.server.requests += 1
+        if self.server.requests > self.server.hangs_after:
+            self.server.over.wait()
         data = self.rfile.read(int(self.headers.get("content-length") or 0))
         body = json.loads(data) if self.path != "/upload" else {}
         answer = {}
@@ -57,14 +60,17 @@ class Stub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve():
-    """The server, on a free port of this machine."""
+def serve(hangs_after=math.inf):
+    """The server, on a free port of this machine; after some requests it may answer no more."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     server.runs, server.rows, server.requests = [], [], 0
+    server.hangs_after, server.over = hangs_after, threading.Event()
+    server.daemon_threads = True
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
     finally:
+        server.over.set()
         server.shutdown()
         server.server_close()
