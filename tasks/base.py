@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
     from mlm.checkpoint import ModelFolder
+    from tasks.reporting.kinds import Reporter
 
 # name: where its class stands. A class of your own is named by its dotted path instead.
 TASKS: dict[str, str] = {
@@ -292,12 +293,18 @@ class Task(abc.ABC):
 
     # -- reports ----------------------------------------------------------------------------------
 
+    def reporter(self) -> Reporter:
+        """What its report has beside its metrics; see tasks/reporting/kinds.py."""
+        from tasks.reporting.kinds import Reporter
+
+        return Reporter()
+
     def decisions(
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
     ) -> list[Any]:
         """What is decided of each input, to be compared with its target; arguments as `answers`.
 
-        A task that says nothing here has a report of its metrics alone.
+        A task that says nothing here has a report of its metrics alone, without intervals.
         """
         return []
 

@@ -35,6 +35,7 @@ from tasks.options import (
     LoraOptions,
     LossOptions,
     ModelOptions,
+    check_precision,
     task_settings,
 )
 from tasks.reports import write_json
@@ -88,6 +89,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     """Read and check everything that a run needs, before anything is written."""
     check_trainer(settings["trainer"])
     check_seed(settings["seed"])
+    check_precision(settings["report_precision"])
     OptimizerOptions(**settings["optimizer"])
     data, model = DataOptions(**settings["data"]), ModelOptions(**settings["model"])
     loss = LossOptions(**settings["loss"])
@@ -142,7 +144,9 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         "trainer": trainer,
     }
     inputs, targets = task.inputs(validation), task.targets(validation)
-    return Prepared(resolved, task, folder, config, examples, held_out, inputs, targets, lora)
+    return Prepared(
+        resolved, task, folder, config, examples, held_out, inputs, targets, train, lora
+    )
 
 
 def _keep_best(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
@@ -151,7 +155,8 @@ def _keep_best(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path)
     if not all(results):  # another rank than the first
         return {}
     best = results[best_of(results, monitor, prepared.task.higher_is_better(monitor))]
-    for name in ("model", *(["adapter"] if prepared.lora else [])):
+    parts = {"model": True, "adapter": prepared.lora, "report": prepared.settings["report"]}
+    for name in (name for name, wanted in parts.items() if wanted):
         with atomic_folder(run_dir / name) as draft:
             shutil.copytree(Path(best["model"]).with_name(name), draft, dirs_exist_ok=True)
     summary: dict[str, Any] = {

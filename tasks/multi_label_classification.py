@@ -32,6 +32,8 @@ from tasks.text_classification import check_given, label_text, listed, sort_labe
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from tasks.reporting.kinds import MultiLabelReporter
+
 _BETWEEN = "|"
 _DEFAULT_THRESHOLD = 0.5
 
@@ -267,6 +269,12 @@ class MultiLabelClassification(LongTextTask):
             }
             for row, scores in zip(chosen, probabilities, strict=True)
         ]
+
+    def reporter(self) -> MultiLabelReporter:
+        """Intervals, baselines, calibration, thresholds and the surest mistakes."""
+        from tasks.reporting.kinds import MultiLabelReporter
+
+        return MultiLabelReporter(self)
 
     def decisions(
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]

@@ -376,6 +376,23 @@ def with_text_column(settings: TaskSettings, columns: str | list[str] | None) ->
     return replace(settings, text_column=names)
 
 
+def add_report_precision(parser: jsonargparse.ArgumentParser) -> None:
+    """What every command that makes a report can be told of it."""
+    parser.add_argument(
+        "--report_precision",
+        type=float,
+        default=0.9,
+        metavar="P",
+        help="the report has for each label the threshold from which on it is so often right",
+    )
+
+
+def check_precision(precision: float) -> None:
+    """Refuse what is no share, by a `UserError`."""
+    if not 0 < precision <= 1:
+        raise UserError(f"--report_precision: {precision} must lie above 0, and 1 at most")
+
+
 def add_inference_arguments(parser: jsonargparse.ArgumentParser, precision: str) -> None:
     """What every command that uses a fine-tuned model can be told."""
     add = parser.add_argument

@@ -32,6 +32,8 @@ from tasks.windows import WindowTask, encode_contexts
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from tasks.reporting.kinds import AnswerReporter
+
 _COLUMNS = ("question", "context")
 _DEFAULT_MAX_LENGTH = 384  # as in BERT's script for SQuAD, and so is the stride of a third of it
 
@@ -226,6 +228,12 @@ class QuestionAnswering(WindowTask):
             "end": answer.end,
             "score": float(starts[ends[0]] * stops[ends[1]]),
         }
+
+    def reporter(self) -> AnswerReporter:
+        """Intervals."""
+        from tasks.reporting.kinds import AnswerReporter
+
+        return AnswerReporter(self)
 
     def decisions(
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]

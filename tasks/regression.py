@@ -23,6 +23,8 @@ from tasks.rows import Rows
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from tasks.reporting.kinds import RegressionReporter
+
 _SCALED = ("head.classifier.weight", "head.classifier.bias")
 
 
@@ -118,6 +120,12 @@ class Regression(LongTextTask):
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The number, as `score`."""
         return [{"score": score} for score in self.decide(outputs).tolist()]
+
+    def reporter(self) -> RegressionReporter:
+        """Intervals, and the largest mistakes."""
+        from tasks.reporting.kinds import RegressionReporter
+
+        return RegressionReporter()
 
     def decisions(
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]

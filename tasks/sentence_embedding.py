@@ -34,6 +34,8 @@ from tasks.rows import Rows
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from tasks.reporting.kinds import VectorReporter
+
 # How a column of scores is likely called; where none was asked for, its owner is told.
 _LIKELY_SCORES = ("label", "score")
 
@@ -310,6 +312,18 @@ class SentenceEmbedding(Task):
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The cosine, as `score`."""
         return [{"score": score} for score in self.decide(outputs).tolist()]
+
+    def reporter(self) -> VectorReporter:
+        """Intervals, where pairs have scores."""
+        from tasks.reporting.kinds import VectorReporter
+
+        return VectorReporter(self)
+
+    def decisions(
+        self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]
+    ) -> list[Any]:
+        """The cosine of each pair with a score."""
+        return self.decide(torch.stack(list(outputs))).tolist() if self.scored else []
 
     def label_name(self, label: Any) -> Any:
         """The score; of pairs without, that they belong together."""

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,14 @@ from mlm.training.callbacks import (
 from mlm.training.checkpoint_io import FolderCheckpointIO
 from mlm.training.flops import flops_per_token, peak_flops
 from mlm.training.guards import GuardOptions, guard, guard_callbacks
-from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
+from mlm.training.logging import (
+    LoggingOptions,
+    build_loggers,
+    close_loggers,
+    log_image,
+    log_table,
+    say,
+)
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device
 from mlm.training.progress import BudgetProgress
@@ -48,7 +55,10 @@ from tasks.options import (
     DataOptions,
     ModelOptions,
 )
+from tasks.reporting.build import Answered, Baselines, build_report
+from tasks.reporting.write import PICTURE, mistake_table, score_table, write_report
 from tasks.reports import as_csv, as_text, model_card, read_json, write_json
+from tasks.rows import Rows
 
 _SHOWN_PREDICTIONS = 200
 
@@ -66,7 +76,13 @@ class Prepared:
     validation: list[Example]
     validation_inputs: list[Any]
     validation_targets: list[Any]
+    train_rows: Rows
     lora: Lora | None = None
+
+    @cached_property
+    def baselines(self) -> dict[str, Sequence[Any]]:
+        """What simpler ways decide of the validation rows, the same for all seeds."""
+        return self.task.reporter().baselines(self.train_rows, self.validation_inputs)
 
 
 def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
@@ -195,11 +211,42 @@ def _score_best(
         [[str(value) for value in row.values()] for row in shown],
         step,
     )
-    decisions = task.decisions(prepared.validation_inputs, prepared.validation, outputs)
+    answered = Answered(
+        prepared.settings["validation"],
+        prepared.validation_inputs,
+        prepared.validation_targets,
+        prepared.validation,
+        outputs,
+        values,
+    )
+    if prepared.settings["report"]:
+        _report(prepared, answered, run_dir, loggers, step)
+    decisions = task.decisions(answered.inputs, answered.examples, outputs)
     return {
         "collapsed": task.collapsed(decisions, prepared.validation_targets),
         **{name: float(value) for name, value in values.items() if value.ndim == 0},
     }
+
+
+def _report(
+    prepared: Prepared, answered: Answered, run_dir: Path, loggers: Sequence[Any], step: int
+) -> None:
+    """Write what the scores are worth to ``run_dir/report``, show it, and log it."""
+    report = build_report(
+        prepared.task,
+        answered,
+        Baselines(prepared.settings["train"], prepared.baselines),
+        precision=prepared.settings["report_precision"],
+    )
+    write_report(run_dir / "report", report)
+    table = score_table(report)
+    print(f"scores:\n{as_text(table)}", file=sys.stderr)
+    log_table(loggers, "val/scores", table[0], table[1:], step)
+    if report["mistakes"]:
+        table = mistake_table(report)
+        log_table(loggers, "val/mistakes", table[0], table[1:], step)
+    if "calibration" in report:
+        log_image(loggers, "val/reliability", run_dir / "report" / PICTURE, step)
 
 
 class _ModelSaver:

@@ -23,6 +23,8 @@ from tasks.rows import Rows
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
 
+    from tasks.reporting.kinds import SingleLabelReporter
+
 
 def label_text(value: Any) -> str | None:
     """A label as text, whatever type its file gave it; None where it is empty.
@@ -185,6 +187,12 @@ class TextClassification(LongTextTask):
     def label_name(self, label: Any) -> Any:
         """The label with that number."""
         return self._known()[label]
+
+    def reporter(self) -> SingleLabelReporter:
+        """Intervals, baselines, calibration, thresholds and the surest mistakes."""
+        from tasks.reporting.kinds import SingleLabelReporter
+
+        return SingleLabelReporter(self)
 
     def decisions(
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]

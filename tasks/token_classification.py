@@ -43,6 +43,8 @@ from tasks.windows import WindowTask, encode_words
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from tasks.reporting.kinds import TaggingReporter
+
 IGNORED = -100
 """The label of tokens that decide nothing."""
 
@@ -293,6 +295,12 @@ class TokenClassification(WindowTask):
                 for kind, first, last in entities(tags)
             ]
         return answer
+
+    def reporter(self) -> TaggingReporter:
+        """Intervals, where tags mark entities."""
+        from tasks.reporting.kinds import TaggingReporter
+
+        return TaggingReporter(self)
 
     def decisions(
         self, inputs: Sequence[Any], examples: Sequence[Example], outputs: Sequence[Tensor]

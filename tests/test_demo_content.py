@@ -1,4 +1,4 @@
-"""What the demo carries: its corpus, its reviews and its baseline."""
+"""What the demo carries: its corpus and its reviews."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tasks.demo import REVIEWS_TEST, REVIEWS_TRAIN
-from tasks.demo.baseline import BagOfWords, majority_class, ngrams, wilson_interval
 from tasks.demo.corpus import clean, python_documentation
+from tasks.reporting.statistics import wilson_interval
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -50,42 +50,6 @@ def test_no_review_gives_its_label_away_by_its_length() -> None:
     }
     mean = {label: sum(lengths) / len(lengths) for label, lengths in by_label.items()}
     assert 0.9 < mean["positive"] / mean["negative"] < 1.1
-
-
-def test_the_bag_of_words_agrees_with_scikit_learn() -> None:
-    text = pytest.importorskip("sklearn.feature_extraction.text")
-    linear = pytest.importorskip("sklearn.linear_model")
-    train, test = read(REVIEWS_TRAIN), read(REVIEWS_TEST)
-    vectorizer = text.TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
-    features = vectorizer.fit_transform([r["text"] for r in train])
-    theirs = linear.LogisticRegression(C=1.0, max_iter=5000, tol=1e-10)
-    theirs.fit(features, [r["label"] for r in train])
-    ours = BagOfWords.fit([r["text"] for r in train], [r["label"] for r in train])
-
-    assert set(ours.vocabulary) == set(vectorizer.vocabulary_)
-    expected = theirs.decision_function(vectorizer.transform([r["text"] for r in test]))
-    assert ours.scores([r["text"] for r in test]).tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_bag_of_words_is_deterministic_and_learns() -> None:
-    texts = ["good fun", "really good", "bad film", "really bad"]
-    labels = ["positive", "positive", "negative", "negative"]
-    model = BagOfWords.fit(texts, labels)
-    assert model.predict(["a good one", "a bad one"]) == ["positive", "negative"]
-    assert model.weight.equal(BagOfWords.fit(texts, labels).weight)
-    # Nothing known in it: the bias alone decides, and the classes are balanced.
-    assert model.scores(["", "zebra"]).tolist() == pytest.approx([0, 0], abs=1e-6)
-
-
-def test_ngrams_of_short_texts() -> None:
-    assert ngrams("") == []
-    assert ngrams("Fine.") == ["fine"]
-    assert ngrams("it isn't") == ["it", "isn", "t", "it isn", "isn t"]
-
-
-def test_majority_class_breaks_ties_by_name() -> None:
-    assert majority_class(["b", "a", "b"]) == "b"
-    assert majority_class(["b", "a"]) == "a"
 
 
 def test_wilson_interval() -> None:

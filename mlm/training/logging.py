@@ -134,6 +134,13 @@ def log_table(
             logger.log_table(name, columns, rows, step)
 
 
+def log_image(loggers: Iterable[Logger], name: str, path: Path, step: int) -> None:
+    """Log a picture, where there is a place for one."""
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            logger.log_image(name, path, step)
+
+
 def close_loggers(loggers: Iterable[Logger]) -> None:
     """End the runs of the loggers; to be called when nothing more will be logged."""
     for logger in loggers:

@@ -95,6 +95,10 @@ class WandbRun(Logger):
         data = [list(row) for row in rows]
         self._put(lambda logger: logger.log_table(name, list(columns), data, step=step))
 
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Log a picture that is a file."""
+        self._put(lambda logger: logger.log_image(name, [str(path)], step=step))
+
     def finalize(self, status: str) -> None:
         """Note how it went; the run itself ends with :meth:`close`."""
         self._exit_code = int(status != "success")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlm.arguments import CommandParser, add_data_path, add_model_path
 from mlm.errors import UserError
-from tasks.options import add_inference_arguments
+from tasks.options import add_inference_arguments, add_report_precision, check_precision
+
+if TYPE_CHECKING:
+    from tasks.inference import Predictor
+    from tasks.reporting.build import Answered
+    from tasks.rows import Rows
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -39,6 +45,28 @@ def add_arguments(parser: CommandParser) -> None:
         default=None,
         help="tokens in a row of text, for a pretrained model; by default 128, or its positions",
     )
+    add(
+        "--report",
+        type=str | None,
+        default=None,
+        metavar="DIR",
+        help="of a fine-tuned model: write intervals, calibration, thresholds and mistakes here",
+    )
+    add(
+        "--train",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="the table trained on, from which the report's baselines learn",
+    )
+    add(
+        "--validation",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="the table that the report chooses its temperature and its thresholds on",
+    )
+    add_report_precision(parser)
     add_inference_arguments(parser, precision="fp32")
 
 
@@ -50,8 +78,16 @@ def run(args: Any) -> None:
     from tasks.reports import as_json, write_json
 
     keep_freed_memory()
+    check_precision(args.report_precision)
     folder = read_folder(args.model.path)
     pretrained = folder.head == "masked_lm" and not has_task(folder)
+    for name in ("report", "train", "validation"):
+        if getattr(args, name) is not None and (pretrained or args.report is None):
+            raise UserError(
+                f"--{name}: only for a fine-tuned model"
+                if pretrained
+                else f"--{name}: is for a report; say where with --report"
+            )
     scores = evaluate_pretrained(args) if pretrained else evaluate_task(args)
     print(as_json(scores))
     if args.output is not None:
@@ -75,14 +111,52 @@ def evaluate_task(args: Any) -> dict[str, float]:
     task.settings = with_text_column(task.settings, args.data.text_column)
     if args.data.label_column is not None:
         task.settings = replace(task.settings, label_column=args.data.label_column)
-    rows = Rows.read(args.data.path)
-    examples = task.examples(rows, predictor.tokenizer)
-    for line in task.remarks(rows):
+    tables = {
+        name: Rows.read(path)
+        for name, path in (
+            ("data", args.data.path),
+            ("train", args.train),
+            ("validation", args.validation),
+        )
+        if path is not None
+    }
+    for line in task.remarks(tables["data"]):
         say(f"warning: {line}")
-    values = predictor.compute(examples)
+    answered = answer(predictor, tables["data"])
+    values = answered.metrics
+    if args.report is not None:
+        write_evaluation_report(args, predictor, answered, tables)
     for name, table in task.tables(values).items():
         print(f"{name.replace('_', ' ')}:\n{as_text(table)}", file=sys.stderr)
     return {name: float(value) for name, value in values.items() if value.ndim == 0}
+
+
+def answer(predictor: Predictor, rows: Rows) -> Answered:
+    """What a model makes of labelled rows."""
+    from tasks.reporting.build import Answered
+
+    task = predictor.task
+    inputs, targets = task.inputs(rows), task.targets(rows)
+    examples = task.examples(rows, predictor.tokenizer)
+    values, outputs = predictor.compute_and_keep(examples)
+    return Answered(str(rows.path), inputs, targets, examples, outputs, values)
+
+
+def write_evaluation_report(
+    args: Any, predictor: Predictor, answered: Answered, tables: Mapping[str, Rows]
+) -> None:
+    """What the scores are worth, in the folder that was asked for."""
+    from tasks.reporting.build import Baselines, build_report
+    from tasks.reporting.write import write_report
+
+    task, baselines, validation = predictor.task, None, None
+    if (train := tables.get("train")) is not None:
+        found = task.reporter().baselines(train, answered.inputs)
+        baselines = Baselines(str(train.path), found)
+    if (rows := tables.get("validation")) is not None:
+        validation = answer(predictor, rows)
+    report = build_report(task, answered, baselines, validation, args.report_precision)
+    write_report(Path(args.report), report)
 
 
 def evaluate_pretrained(args: Any) -> dict[str, float]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mlm.arguments import CommandParser, add_activation_checkpointing, settings
-from tasks.options import CheckpointOptions, DataOptions, LoraOptions, LossOptions, ModelOptions
+from tasks.options import (
+    CheckpointOptions,
+    DataOptions,
+    LoraOptions,
+    LossOptions,
+    ModelOptions,
+    add_report_precision,
+)
 
 # What suits fine-tuning, where pretraining's own default would not.
 _OPTIMIZER = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01, "betas": (0.9, 0.98)}
@@ -61,6 +68,13 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="30min|2000steps",
         help="how long the run is; the schedules follow it (3 epochs where no limit is given)",
     )
+    add(
+        "--report",
+        type=bool,
+        default=True,
+        help="write run_dir/report: intervals, baselines, calibration, thresholds and mistakes",
+    )
+    add_report_precision(parser)
     add_activation_checkpointing(parser)
     parser.add_class_arguments(GuardOptions)
     parser.add_class_arguments(DataOptions, "data")

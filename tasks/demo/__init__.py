@@ -1,4 +1,4 @@
-"""What `mlm demo` carries with it, so that it needs no network: a corpus, reviews, a baseline.
+"""What `mlm demo` carries with it, so that it needs no network: a corpus and reviews.
 
 The reviews were written for this repository. Each has a neighbour of the opposite label, often on
 the same subject: rows 1 and 2, 3 and 4, … A set that cuts such pairs in two would have the

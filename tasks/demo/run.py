@@ -25,10 +25,11 @@ from mlm.training.budget import parse_budget
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.pretraining import pretrain
 from tasks.demo import REVIEWS_TEST, REVIEWS_TRAIN, report
-from tasks.demo.baseline import BagOfWords, majority_class, wilson_interval
 from tasks.demo.corpus import python_documentation
 from tasks.finetuning import finetune
 from tasks.inference import Classifier
+from tasks.reporting.baselines import bag_of_words, majority
+from tasks.reporting.statistics import wilson_interval
 
 VOCAB_SIZE = 8192
 HELD_OUT = 60
@@ -232,10 +233,10 @@ def compare(
     """Accuracy on the test reviews: two baselines, random weights, pretrained weights."""
     texts, labels = [r["text"] for r in train], [r["label"] for r in train]
     test_texts = [r["text"] for r in test]
-    linear = BagOfWords.fit(texts, labels)
+    linear = bag_of_words(texts, labels, test_texts)
     table = [
-        score("majority class", [[majority_class(labels)] * len(test)], test),
-        score("bag of words, logistic regression", [linear.predict(test_texts)], test),
+        score("majority class", [[majority(labels)] * len(test)], test),
+        score("bag of words, logistic regression", [linear], test),
     ]
     for name, folder, extra in (
         ("this encoder from random weights", "finetune_random", ["--model.random", "true"]),

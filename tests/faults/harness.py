@@ -30,8 +30,15 @@ RUN = (
     "--checkpoint.every_n_steps 2 --checkpoint.keep 2 --logging.wandb off"
 )
 
+FINE_TUNING = (
+    "--data.batch_size 8 --trainer.accelerator cpu --trainer.precision fp32 "
+    "--trainer.log_every_n_steps 1 --checkpoint.every_n_steps 2 --checkpoint.keep 2 "
+    "--logging.wandb off --model.hidden_dropout 0.1 --report false"
+)
+
 # What is imported before processes are forked.
 FORKED = ["child", "mlm.training.pretraining", "mlm.commands.prepare", "mlm.data.prepare"]
+FORKED += ["tasks.finetuning"]
 
 
 class Step(NamedTuple):
@@ -61,8 +68,8 @@ class Run:
         self.directory, self.run_dir = directory, directory / "run"
         self.trace, self.output = directory / "trace.txt", directory / "output.txt"
         directory.mkdir(parents=True, exist_ok=True)
-        line = f"pretrain --store {store} --run_dir {self.run_dir} --resume auto {MODEL} {RUN}"
-        self.argv = f"{line} {words}".split()
+        line = f"--run_dir {self.run_dir} --resume auto"
+        self.argv = f"pretrain --store {store} {line} {MODEL} {RUN} {words}".split()
 
     def start(self, **fault: float) -> BaseProcess:
         """A process that trains until it ends or is struck; see `child.strike`."""
@@ -122,6 +129,15 @@ class Run:
     def litter(self) -> list[str]:
         """Names in the run's folders that no run should leave."""
         return [str(p) for p in self.run_dir.rglob(".*")]
+
+
+class FineTuningRun(Run):
+    """The same of `mlm finetune`, whose rows are known by the losses only."""
+
+    def __init__(self, made: Path, directory: Path, words: str) -> None:
+        super().__init__(made, directory)
+        line = f"finetune --model {made}/run/model --run_dir {self.run_dir} --resume auto"
+        self.argv = f"{line} {FINE_TUNING} {words}".split()
 
 
 def strike_at_random(run: Run, kills: int, last_step: int, rng: random.Random) -> tuple[int, int]:

@@ -2,10 +2,11 @@
 
 import random
 import signal
+from pathlib import Path
 
 import pytest
 import torch
-from harness import Run, strike_at_random
+from harness import FineTuningRun, Run, strike_at_random
 from sweep import FULL, examples
 
 from mlm.checkpoint import read_folder
@@ -127,3 +128,33 @@ def test_a_budget_of_time_repeats_what_its_clock_had_said(rows, tmp_path):
         assert len(run.lines()) > len(steps)
         assert not (run.run_dir / "clock.txt").exists()
         assert run.litter() == []
+
+
+def reviews(path: Path, count: int, seed: int) -> Path:
+    """A table in which one word gives the label away."""
+    rng = random.Random(seed)
+    lines = ["text,label"]
+    for number in range(count):
+        filler, label = rng.choices(["cat", "dog", "bird"], k=rng.randint(1, 9)), number % 2
+        lines.append(f"{' '.join(filler)} {('red', 'blue')[label]},{('no', 'yes')[label]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_fine_tuning_killed_at_random_goes_on_bit_by_bit(made, tmp_path):
+    """With validations whose best state is kept; three epochs of eight steps."""
+    train, validation = (reviews(tmp_path / f"{n}.csv", n, n) for n in (64, 20))
+    words = f"--train {train} --validation {validation} --trainer.max_epochs 3"
+    words += " --trainer.val_check_interval 3"
+    whole, rng = FineTuningRun(made, tmp_path / "whole", words), random.Random(0)
+    ended = whole.finish()
+    assert ended.code == 0, ended.output
+    hits, wanted = 0, examples(2, 25)
+    for number in range(wanted * 3):
+        if hits >= wanted:
+            break
+        run = FineTuningRun(made, tmp_path / str(number), words)
+        hits += strike_at_random(run, kills=2, last_step=24, rng=rng)[0]
+        assert_goes_on(run, whole)
+    assert hits >= wanted
+    print(f"fine-tuning: {hits} kills")

@@ -14,6 +14,7 @@ import torch
 from planted import refusal
 from safetensors.torch import load_file, save_file
 from small_models import save_classifier, save_masked_lm, small_config
+from sweep import damaged
 
 from mlm.checkpoint import build_masked_lm, read_folder
 from mlm.errors import UserError
@@ -252,18 +253,6 @@ def outputs(folder: Path) -> list:
         examples = predictor.task.encode([(text,) for text in texts], predictor.tokenizer)
         found += [numbers.numpy() for _, _, numbers in predictor.outputs(examples)]
     return found
-
-
-def damaged(content: bytes, number: int):
-    """One bit, or in every tenth case the rest from somewhere on, chosen at random."""
-    draw = random.Random(number)
-    while True:
-        if draw.random() < 0.1:
-            yield content[: draw.randrange(len(content))]
-        else:
-            copy = bytearray(content)
-            copy[draw.randrange(len(copy))] ^= 1 << draw.randrange(8)
-            yield bytes(copy)
 
 
 def check_damage(folder: Path, name: str, contents) -> int:

@@ -30,7 +30,7 @@ from tasks.module import FineTuningModule, KeepBest
 
 SMALL = (
     "--trainer.accelerator cpu --trainer.precision fp32 --trainer.log_every_n_steps 1 "
-    "--logging.wandb off --optimizer.lr 0.003"
+    "--logging.wandb off --optimizer.lr 0.003 --report false"
 )
 
 
