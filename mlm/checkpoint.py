@@ -70,6 +70,7 @@ _PIPELINES = {
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
     "question_answering": "question-answering",
+    "multiple_choice": "multiple-choice",
     "encoder": "feature-extraction",
 }
 

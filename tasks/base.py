@@ -45,6 +45,7 @@ TASKS: dict[str, str] = {
     "sentence_embedding": "tasks.sentence_embedding.SentenceEmbedding",
     "prompt_classification": "tasks.prompt_classification.PromptClassification",
     "multi_label_classification": "tasks.multi_label_classification.MultiLabelClassification",
+    "multiple_choice": "tasks.multiple_choice.MultipleChoice",
 }
 
 # Without --data.max_length, longer texts are cut here even where the model could read on.
@@ -161,6 +162,18 @@ class Task(abc.ABC):
                 what = "a text" if width == 1 else "a pair of texts"
                 raise UserError(f"input {number}: not {what}, which is what this model takes")
         return inputs
+
+    def from_words(self, words: Sequence[str]) -> list[Any]:
+        """The words of ``--text``, for `as_inputs`: here texts, or two by two where it takes pairs.
+
+        Raises:
+            UserError: an odd number of them for pairs.
+        """
+        if len(self.settings.text_column) != 2:
+            return list(words)
+        if len(words) % 2:
+            raise UserError(f"--text: this model takes pairs, and {len(words)} texts are no pairs")
+        return list(zip(words[::2], words[1::2], strict=True))
 
     def shown(self, row: Any) -> dict[str, Any]:
         """One of `inputs` as it stands beside its answer: here under `text`."""

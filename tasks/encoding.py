@@ -33,6 +33,38 @@ class Example:
     """(s,) or (s, 2) int32: where in its input a token stands, as its task counts; -1 nowhere."""
 
 
+@dataclass(frozen=True)
+class Texts(Example):
+    """Several sequences of one row, special tokens included; `input_ids` has them end to end."""
+
+    lengths: tuple[int, ...] = ()
+    """Tokens of each."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Example], row: int) -> Texts:
+        """Examples of one row as one."""
+        types = [part.token_type_ids for part in parts if part.token_type_ids is not None]
+        return cls(
+            np.concatenate([part.input_ids for part in parts]),
+            np.concatenate(types) if types else None,
+            truncated=any(part.truncated for part in parts),
+            row=row,
+            lengths=tuple(len(part.input_ids) for part in parts),
+        )
+
+    def parts(self) -> list[np.ndarray]:
+        """The ids of each."""
+        return self._cut(self.input_ids)
+
+    def type_parts(self) -> list[np.ndarray]:
+        """The token types of each, where it is a pair."""
+        assert self.token_type_ids is not None
+        return self._cut(self.token_type_ids)
+
+    def _cut(self, joined: np.ndarray) -> list[np.ndarray]:
+        return np.split(joined, np.cumsum(self.lengths)[:-1])
+
+
 def encode_texts(
     inputs: Sequence[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
 ) -> list[Example]:

@@ -22,6 +22,7 @@ TASK_OF_LAYOUT = {
     "sequence_classification": "text_classification",
     "token_classification": "token_classification",
     "question_answering": "question_answering",
+    "multiple_choice": "multiple_choice",
 }
 # What transformers calls the kinds of sequence classification, beside one class of several.
 TASK_OF_PROBLEM = {

@@ -23,6 +23,7 @@ SPECIFIC = {
     "truncation": "data",
     "long_texts": "data",
     "negative_column": "data",
+    "choice_column": "data",
     "normalize": "model",
     "pattern": "data",
     "verbaliser": "data",
@@ -59,6 +60,9 @@ class DataOptions:
     negative_column: str | None = None
     """For sentence vectors from pairs without scores: a column with a text that resembles the first
     of the pair and does not belong to it."""
+    choice_column: str | list[str] | None = None
+    """Of multiple choice: the column with a list of choices, or a column for each; by default the
+    first of `choices`, `options`, `endings`, `ending0` …, `choice1` … that the table has."""
     pattern: str | None = None
     """What stands around the mask whose filling is the answer, as in `{text} It was [MASK].`; pairs
     are `{sentence1}` and `{sentence2}`. For the task prompt_classification."""
@@ -239,6 +243,8 @@ class TaskSettings:
     """Tokens that neighbouring windows of a long input share."""
     negative_column: str | None = None
     """The column of texts that do not belong to the pair, for sentence vectors."""
+    choice_column: list[str] | None = None
+    """The column with a list of choices, or the columns with one each."""
     normalize: bool | None = None
     """Whether sentence vectors have length 1."""
     pattern: str | None = None
@@ -258,6 +264,10 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tuple[str, ...]": (
         "a list of texts",
         lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
+    ),
+    "list[str] | None": (
+        "a list of texts, or null",
+        lambda v: v is None or (isinstance(v, list) and all(isinstance(x, str) for x in v)),
     ),
     "dict[str, list[str]] | None": (
         "an object of lists of texts, or null",
@@ -310,6 +320,7 @@ def task_settings(data: DataOptions, model: ModelOptions) -> TaskSettings:
         long_texts=data.long_texts,
         stride=data.stride,
         negative_column=data.negative_column,
+        choice_column=[choice] if isinstance(choice := data.choice_column, str) else choice,
         normalize=model.normalize,
         pattern=data.pattern,
         verbaliser=_word_lists(data.verbaliser),

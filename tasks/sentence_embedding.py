@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from mlm.model.config import EncoderConfig
 from mlm.model.pooling import POOLINGS
 from mlm.sentence_vectors import SentenceVectors, kept_vectors
 from tasks.base import Task
-from tasks.encoding import Example, encode_texts
+from tasks.encoding import Example, Texts, encode_texts
 from tasks.options import LossOptions, TaskSettings
 from tasks.pair_losses import SCORED, UNSCORED, cosines
 from tasks.rows import Rows
@@ -38,18 +37,6 @@ if TYPE_CHECKING:
 
 # How a column of scores is likely called; where none was asked for, its owner is told.
 _LIKELY_SCORES = ("label", "score")
-
-
-@dataclass(frozen=True)
-class Texts(Example):
-    """Several texts of one row, each with its special tokens; `input_ids` holds them end to end."""
-
-    lengths: tuple[int, ...] = ()
-    """Tokens of each."""
-
-    def parts(self) -> list[np.ndarray]:
-        """The ids of each."""
-        return np.split(self.input_ids, np.cumsum(self.lengths)[:-1])
 
 
 class VectorHead(nn.Module):
@@ -202,14 +189,7 @@ class SentenceEmbedding(Task):
         examples: list[Example] = []
         for row, texts_of_row in enumerate(inputs):
             parts = [next(found) for _ in texts_of_row]
-            examples.append(
-                Texts(
-                    np.concatenate([part.input_ids for part in parts]),
-                    truncated=any(part.truncated for part in parts),
-                    row=row,
-                    lengths=tuple(len(part.input_ids) for part in parts),
-                )
-            )
+            examples.append(Texts.of(parts, row))
         return examples
 
     def examples(self, rows: Rows, tokenizer: Tokenizer) -> list[Example]:

@@ -138,10 +138,17 @@ def asked(i):
     return {"question": "who", "context": context, **answer}
 
 
+def chosen(i):
+    return {"sent1": f"{i} cats", "sent2": "and", "label": i % 4} | {
+        f"ending{place}": "dogs" if place == i % 4 else "birds" for place in range(4)
+    }
+
+
 # What stands in a row, where that is not texts and a label.
 ROWS = {
     "token_classification": tagged,
     "question_answering": asked,
+    "multiple_choice": chosen,
     "multi_label_classification": lambda i: {"text": f"{i} cats", "labels": ["a", "b"][i % 2 :]},
 }
 # Words that the small tokenizer has.

@@ -89,6 +89,12 @@ BERT = Family(
             "BertForTokenClassification", {"head.classifier": "classifier"}
         ),
         "question_answering": Head("BertForQuestionAnswering", {"head.classifier": "qa_outputs"}),
+        "multiple_choice": Head(
+            "BertForMultipleChoice",
+            _POOLER | {"head.classifier": "classifier"},
+            fixed={"pooler": "tanh"},
+            outputs=1,
+        ),
         "encoder": Head("BertModel", _POOLER),
     },
     modules=encoder_modules("bert."),

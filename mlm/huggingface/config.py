@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mlm.errors import UserError
 from mlm.huggingface.family import ACTIVATIONS, Family
-from mlm.huggingface.native import nearest_family
+from mlm.huggingface.native import POOLED, nearest_family
 from mlm.huggingface.values import checked
 from mlm.model.config import EncoderConfig
 
@@ -91,7 +91,9 @@ def read_config(values: Mapping[str, Any], family: Family) -> NativeConfig:
             raise UserError(f"{key} {values[key]!r} is not supported, only {value!r}")
     ours |= family.read_more(values, ours)
     labels = None if head in ("masked_lm", "encoder") else read_labels(values)
-    pooling = _read_pooling(values, family) if head == "sequence_classification" else None
+    if outputs := family.heads[head].outputs:
+        labels = [f"LABEL_{index}" for index in range(outputs)]
+    pooling = _read_pooling(values, family) if head in POOLED else None
     return NativeConfig(EncoderConfig(**ours), head, labels, pooling)
 
 

@@ -29,6 +29,12 @@ DISTILBERT = Family(
         "question_answering": Head(
             "DistilBertForQuestionAnswering", {"head.classifier": "qa_outputs"}
         ),
+        "multiple_choice": Head(
+            "DistilBertForMultipleChoice",
+            {"head.dense": "pre_classifier", "head.classifier": "classifier"},
+            fixed={"pooler": "relu"},
+            outputs=1,
+        ),
         "encoder": Head("DistilBertModel", {}),
     },
     modules={

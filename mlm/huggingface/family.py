@@ -35,6 +35,8 @@ class Head:
     """Our settings that the class has no choice in, beside the family's."""
     required: dict[str, Any] = field(default_factory=dict)
     """Their keys that would change the numbers, at the one value that we compute."""
+    outputs: int | None = None
+    """How many numbers the classifier gives, where its config.json does not say."""
     also: tuple[str, ...] = ()
     """Other classes whose files hold all of this one, and more."""
 

@@ -89,6 +89,9 @@ MODERNBERT = Family(
             "ModernBertForTokenClassification", _CLASSIFIER, fixed=_POOLER
         ),
         "question_answering": Head("ModernBertForQuestionAnswering", _CLASSIFIER, fixed=_POOLER),
+        "multiple_choice": Head(
+            "ModernBertForMultipleChoice", _CLASSIFIER, fixed=_POOLER, outputs=1
+        ),
         "encoder": Head("ModernBertModel", {}),
     },
     modules={

@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {
     for family in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, MODERNBERT, EUROBERT)
 }
 HEADS = tuple(BERT.heads)
+# Those that read one vector a text.
+POOLED = ("sequence_classification", "multiple_choice")
 
 
 class Native(NamedTuple):
@@ -56,7 +58,7 @@ def native_class(
             return Native(None, f"{setting} is {ours[setting]!r} where {name} has {value!r}")
     if reason := family.refuses(config):
         return Native(None, reason.format(name))
-    if head == "sequence_classification" and pooling not in (None, *family.poolings):
+    if head in POOLED and pooling not in (None, *family.poolings):
         only = " or ".join(map(repr, family.poolings))
         return Native(None, f"pooling is {pooling!r} where {name} has {only}")
     if layers != 1:

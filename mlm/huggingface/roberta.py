@@ -42,6 +42,8 @@ def _refuses(config: EncoderConfig) -> str | None:
     return needs_a_token_type(config)
 
 
+_POOLER = {"head.dense": "roberta.pooler.dense"}
+
 ROBERTA = Family(
     model_type="roberta",
     prefix="roberta.",
@@ -67,7 +69,13 @@ ROBERTA = Family(
         "question_answering": Head(
             "RobertaForQuestionAnswering", {"head.classifier": "qa_outputs"}
         ),
-        "encoder": Head("RobertaModel", {"head.dense": "roberta.pooler.dense"}),
+        "multiple_choice": Head(
+            "RobertaForMultipleChoice",
+            _POOLER | {"head.classifier": "classifier"},
+            fixed={"pooler": "tanh"},
+            outputs=1,
+        ),
+        "encoder": Head("RobertaModel", _POOLER),
     },
     modules=encoder_modules("roberta."),
     fixed=POST_NORM,

@@ -36,8 +36,8 @@ def add_arguments(parser: CommandParser) -> None:
         type=str,
         default="text_classification",
         help="text_classification, multi_label_classification, regression, token_classification, "
-        "question_answering, sentence_embedding, prompt_classification, or the dotted path of your "
-        "own subclass of Task",
+        "question_answering, sentence_embedding, multiple_choice, prompt_classification, or the "
+        "dotted path of your own subclass of Task",
     )
     add("--seed", type=int, default=0, help="of everything random")
     add(

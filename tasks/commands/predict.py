@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -29,7 +29,8 @@ def add_arguments(parser: CommandParser) -> None:
         type=str,
         nargs="+",
         default=None,
-        help="one text or more; for a model of pairs, two by two",
+        help="one text or more; for a model of pairs, two by two; for one that chooses, a text and "
+        "the choices",
     )
     add("--input", type=str | None, default=None, metavar="FILE", help="a text a line, or a table")
     add("--output", type=str | None, default=None, metavar="FILE", help="instead of stdout")
@@ -52,22 +53,13 @@ def run(args: Any) -> None:
     keep_freed_memory()
     predictor = Predictor.from_pretrained(args.model.path, args.device, args.precision, args.task)
     if args.text is not None:
-        inputs = group_texts(args.text, predictor)
+        inputs = predictor.task.from_words(args.text)
     else:
         inputs = read_inputs(args.input, predictor, args.data.text_column)
     with _open(args.output) as file, _progress(len(inputs)) as advance:
         for start in range(0, len(inputs), _CHUNK):
             for answer in predictor(inputs[start : start + _CHUNK], advance):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-
-
-def group_texts(texts: Sequence[str], predictor: Predictor) -> list[Any]:
-    """The words of ``--text`` as inputs: texts, or two by two for a model of pairs."""
-    if len(predictor.task.settings.text_column) != 2:
-        return list(texts)
-    if len(texts) % 2:
-        raise UserError(f"--text: this model takes pairs, and {len(texts)} texts are no pairs")
-    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def read_inputs(path: str, predictor: Predictor, columns: str | list[str] | None) -> list[Any]:

@@ -62,6 +62,30 @@ def bags_of_words(texts: Sequence[str], members: np.ndarray, asked: Sequence[str
     return found
 
 
+def choose_by_words(
+    known: Sequence[Sequence[str]], targets: Sequence[int], asked: Sequence[Sequence[str]]
+) -> list[int]:
+    """The same for choices, each by itself: the place of that which looks most like a right one.
+
+    Args:
+        known: the choices of each row to learn from.
+        targets: the place of each one's right choice.
+        asked: the choices of each row to decide.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    texts = [choice for choices in known for choice in choices]
+    features = _features(texts, [choice for choices in asked for choice in choices])
+    if features is None:
+        return [majority(targets)] * len(asked)
+    right = [p == t for choices, t in zip(known, targets, strict=True) for p in range(len(choices))]
+    model = LogisticRegression(C=_C, max_iter=1000).fit(features[0], right)
+    scores = np.split(
+        model.decision_function(features[1]), np.cumsum([len(choices) for choices in asked])[:-1]
+    )
+    return [int(part.argmax()) for part in scores]
+
+
 def _features(texts: Sequence[str], asked: Sequence[str]) -> tuple[Any, Any] | None:
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -90,11 +90,12 @@ def build_report(
         other = None if validation is None else _judge(reporter, validation)
         chosen_on = answered.path if validation is None else validation.path
         report["calibration"] = {"fitted_on": chosen_on, **_calibration(judged, other)}
-        report["thresholds"] = {
-            "precision": precision,
-            "chosen_on": chosen_on,
-            "labels": _thresholds(judged, other or judged, precision),
-        }
+        if judged.labels:
+            report["thresholds"] = {
+                "precision": precision,
+                "chosen_on": chosen_on,
+                "labels": _thresholds(judged, other or judged, precision),
+            }
     report["mistakes"] = _mistakes(task, reporter, answered, decisions, judged)
     return report
 

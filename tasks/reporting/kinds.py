@@ -15,11 +15,12 @@ from torch import Tensor
 
 from tasks.encoding import Example
 from tasks.reporting import scores
-from tasks.reporting.baselines import bag_of_words, bags_of_words, majority
+from tasks.reporting.baselines import bag_of_words, bags_of_words, choose_by_words, majority
 from tasks.rows import Rows
 
 if TYPE_CHECKING:
     from tasks.multi_label_classification import MultiLabelClassification
+    from tasks.multiple_choice import MultipleChoice
     from tasks.question_answering import QuestionAnswering
     from tasks.sentence_embedding import SentenceEmbedding
     from tasks.text_classification import TextClassification
@@ -35,7 +36,7 @@ class Judged:
     targets: Tensor
     """(M,) the right ones; C or more is none of them."""
     labels: tuple[str, ...]
-    """K names."""
+    """The names of the K; empty where they have none, and thresholds no meaning."""
     probabilities: np.ndarray
     """(N, K) of each label of each input."""
     members: np.ndarray
@@ -120,6 +121,53 @@ class SingleLabelReporter(Reporter):
         self, decisions: Sequence[Any], targets: Sequence[Any], judged: Judged | None
     ) -> np.ndarray:
         """How sure it was of a wrong class."""
+        assert judged is not None
+        sure = judged.probabilities.max(-1)
+        return np.where(np.asarray(decisions) == np.asarray(targets), 0.0, sure)
+
+
+class ChoiceReporter(Reporter):
+    """One of as many choices in each row."""
+
+    def __init__(self, task: MultipleChoice) -> None:
+        self.task = task
+
+    def evidence(self, decisions: Sequence[Any], targets: Sequence[Any]) -> np.ndarray:
+        """(N, 1) whether it is right."""
+        return (np.asarray(decisions) == np.asarray(targets)).astype(np.float64)[:, None]
+
+    def scores_of(self, evidence: np.ndarray) -> Mapping[str, float]:
+        """Accuracy."""
+        return {"accuracy": float(evidence.mean())}
+
+    def baselines(self, train: Rows, inputs: Sequence[Any]) -> dict[str, Sequence[Any]]:
+        """The commonest place, and a linear model over the words of the choices alone.
+
+        What the second one reaches above chance needs no text to choose for
+        (https://arxiv.org/abs/1803.02324).
+        """
+        targets = self.task.targets(train)
+        known = [choices for _, choices in self.task.inputs(train)]
+        asked = [choices for _, choices in inputs]
+        return {
+            "commonest place": [majority(targets)] * len(inputs),
+            "bag of words of the choices": choose_by_words(known, targets, asked),
+        }
+
+    def judged(
+        self, examples: Sequence[Example], outputs: Sequence[Tensor], targets: Sequence[Any]
+    ) -> Judged:
+        """The choices' probabilities; a place is no label that a threshold could be for."""
+        logits = torch.stack(list(outputs))
+        probabilities = logits.double().softmax(-1).numpy()
+        true = torch.tensor(targets)
+        members = (true[:, None] == torch.arange(logits.shape[-1])).numpy()
+        return Judged(logits, true, (), probabilities, members)
+
+    def wrongness(
+        self, decisions: Sequence[Any], targets: Sequence[Any], judged: Judged | None
+    ) -> np.ndarray:
+        """How sure it was of a wrong choice."""
         assert judged is not None
         sure = judged.probabilities.max(-1)
         return np.where(np.asarray(decisions) == np.asarray(targets), 0.0, sure)

@@ -56,6 +56,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         parts += ["", f"The baselines learnt from {report['baseline_data']}."]
     if "calibration" in report:
         parts += _calibration(report["calibration"], report["data"])
+    if "thresholds" in report:
         parts += _thresholds(report["thresholds"], report["data"])
     if table := report.get("confusion_matrix"):
         parts += ["", "## Confusion matrix", "", *_table(table)]

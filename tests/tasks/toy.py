@@ -77,9 +77,9 @@ def write_pretrained(directory: Path, family: str, tokenizer, **changes) -> Path
     return directory
 
 
-def write_folder(directory, kind, train, tokenizer, family="modern", **settings):
+def write_folder(directory, kind, train, tokenizer, family="modern", changes=None, **settings):
     """A folder of a task with random weights that are far from those of an initialisation."""
-    config = toy_config(family, tokenizer)
+    config = toy_config(family, tokenizer, **(changes or {}))
     task = kind(TaskSettings(**settings))
     task.fit(Rows.read(train), config)
     torch.manual_seed(3)
