@@ -38,8 +38,9 @@ from tasks.options import (
     check_precision,
     task_settings,
 )
-from tasks.reports import write_json
+from tasks.reports import as_text, write_json
 from tasks.rows import Rows
+from tasks.search import described, grid_jobs
 from tasks.seeds import best_of, count_workers, jobs_of, summarise, train_in_processes
 from tasks.single_run import Prepared, run_seed
 
@@ -69,20 +70,55 @@ def finetune(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
     run_dir, number = Path(settings["run_dir"]), settings["seeds"]
+    several = number > 1 or settings["search"] != "none"
     if settings["resume"] == "never":
         choose_checkpoint(run_dir, "never")  # refuses the folder before the long work
-    elif settings["resume"] != "auto" and number > 1:
-        raise UserError("--resume: with several --seeds only auto can go on")
+    elif settings["resume"] != "auto" and several:
+        raise UserError("--resume: with several --seeds or a --search only auto can go on")
+    table: list[dict[str, Any]] = []
+    first: list[dict[str, Any]] = []
+    if settings["search"] != "none":
+        settings, best, table = _search(settings)
+        first = [best]
     workers = count_workers(settings, number)
     prepared = prepare(settings)
-    if number == 1:
+    if number == 1 and not first:
         return run_seed(prepared, run_dir, settings["seed"])
-    jobs = jobs_of(settings, number)
+    jobs = jobs_of(settings, number)[len(first) :]
+    if workers > 1 and jobs:
+        results = first + train_in_processes(jobs, workers)
+    else:
+        results = first + [run_seed(prepared, Path(job["run_dir"]), job["seed"]) for job in jobs]
+    return _keep_best(results, prepared, run_dir, table)
+
+
+def _search(
+    settings: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Train the grid's jobs; the best one's settings and result, and a line of each."""
+    jobs = grid_jobs(settings)
+    workers = count_workers(settings, len(jobs))
+    prepared = prepare(settings)  # mistakes before the long work
     if workers > 1:
         results = train_in_processes(jobs, workers)
     else:
-        results = [run_seed(prepared, Path(job["run_dir"]), job["seed"]) for job in jobs]
-    return _keep_best(results, prepared, run_dir)
+        results = [run_seed(prepare(job), Path(job["run_dir"]), job["seed"]) for job in jobs]
+    if not all(results):  # another rank than the first, which is refused there
+        raise SystemExit(1)
+    monitor = prepared.settings["checkpoint"]["monitor"]
+    place = best_of(results, monitor, prepared.task.higher_is_better(monitor))
+    table = [
+        {**described(job), monitor: result[monitor], "best": number == place}
+        for number, (job, result) in enumerate(zip(jobs, results, strict=True))
+    ]
+    cells = [[f"{v:.4f}" if k == monitor else str(v) for k, v in row.items()] for row in table]
+    say(f"search:\n{as_text([list(table[0]), *cells])}")
+    _warn(
+        f"the best of {len(jobs)} on these rows is flattered by the choice; score it on others "
+        "(mlm evaluate)"
+    )
+    chosen = {**settings, **{group: jobs[place][group] for group in ("optimizer", "data")}}
+    return chosen, results[place], table
 
 
 def prepare(settings: dict[str, Any]) -> Prepared:
@@ -149,8 +185,20 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     )
 
 
-def _keep_best(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
-    """The spread of each score over the seeds; the best one's folder becomes the run's."""
+def _keep_best(
+    results: list[dict[str, Any]],
+    prepared: Prepared,
+    run_dir: Path,
+    table: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The spread of each score over the seeds; the best one's folder becomes the run's.
+
+    Args:
+        results: of each seed; one alone is given as it is.
+        prepared: what they share.
+        run_dir: the run's folder.
+        table: of a search, what `results.json` shall keep of it.
+    """
     monitor = prepared.settings["checkpoint"]["monitor"]
     if not all(results):  # another rank than the first
         return {}
@@ -159,19 +207,18 @@ def _keep_best(results: list[dict[str, Any]], prepared: Prepared, run_dir: Path)
     for name in (name for name, wanted in parts.items() if wanted):
         with atomic_folder(run_dir / name) as draft:
             shutil.copytree(Path(best["model"]).with_name(name), draft, dirs_exist_ok=True)
-    summary: dict[str, Any] = {
-        "model": str(run_dir / "model"),
-        "monitor": monitor,
-        "best_seed": best["seed"],
-        **summarise(results),
-    }
-    if collapsed := summary["collapsed"]:
-        _warn(
-            f"collapsed, with one answer for all rows: {len(collapsed)} of {len(results)} runs, "
-            f"seeds {', '.join(map(str, collapsed))}; they count in the means"
-        )
+    model = {"model": str(run_dir / "model")}
+    if len(results) == 1:
+        summary = {**best, **model}
+    else:
+        summary = {**model, "monitor": monitor, "best_seed": best["seed"], **summarise(results)}
+        if collapsed := summary["collapsed"]:
+            _warn(
+                f"collapsed, with one answer for all rows: {len(collapsed)} of {len(results)} "
+                f"runs, seeds {', '.join(map(str, collapsed))}; they count in the means"
+            )
     write_config(run_dir, prepared.settings)
-    write_json(run_dir / "results.json", summary)
+    write_json(run_dir / "results.json", summary | ({"search": table} if table else {}))
     return summary
 
 

@@ -110,7 +110,7 @@ class _Processes:
     def _run(self, job: Mapping[str, Any], slot: int) -> None:
         run_dir = Path(job["run_dir"])
         trainer = job["trainer"] | {"devices": 1}
-        alone = {**job, "seeds": 1, "trainer": trainer}
+        alone = {**job, "seeds": 1, "search": "none", "trainer": trainer}
         config = self.drafts / f"{slot}.yaml"
         config.write_text(to_yaml(alone), encoding="utf-8")
         process = subprocess.Popen(

@@ -92,7 +92,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         say(f"{run_dir}: is finished; nothing to go on with")
         return read_json(run_dir / "results.json")
     start = choose_checkpoint(run_dir, settings["resume"])
-    settings = settings | {"run_dir": str(run_dir), "seed": seed, "seeds": 1}
+    settings = settings | {"run_dir": str(run_dir), "seed": seed, "seeds": 1, "search": "none"}
     data, trainer_settings = DataOptions(**settings["data"]), settings["trainer"]
     optimizer = OptimizerOptions(**settings["optimizer"])
     checkpoint = CheckpointOptions(**settings["checkpoint"])
@@ -159,8 +159,11 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         loggers,
         files,
     )
-    if prepared.settings["seeds"] > 1 and trainer.world_size > 1:
-        raise UserError("--seeds: several are trained on one device; add --trainer.devices 1")
+    several = prepared.settings["seeds"] > 1 or prepared.settings["search"] != "none"
+    if several and trainer.world_size > 1:
+        raise UserError(
+            "--seeds, --search: several runs are trained on one device; add --trainer.devices 1"
+        )
     write_config(run_dir, settings)
     with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
         trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)

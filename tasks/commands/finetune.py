@@ -48,11 +48,18 @@ def add_arguments(parser: CommandParser) -> None:
         help="train with N seeds, from --seed on, in run_dir/seed_…, and keep the best",
     )
     add(
+        "--search",
+        type=Literal["none", "small"],
+        default="none",
+        help="small: first train with a third, the whole and three times the learning rate, and "
+        "with half the batch too, in run_dir/search; go on with what validates best",
+    )
+    add(
         "--parallel_seeds",
         type=Literal["auto"] | int,
         default="auto",
         metavar="N|auto",
-        help="how many of them to train at once; auto is one a CUDA device, and else in turn",
+        help="how many runs to train at once; auto is one a CUDA device, and else in turn",
     )
     add(
         "--resume",
