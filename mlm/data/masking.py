@@ -7,6 +7,10 @@ BERT's recipe: of the chosen tokens 80 % become [MASK], 10 % a random ordinary t
 floor(p * n + u) lowest of n ordinary tokens are masked, where u in [0, 1) comes from the key too.
 So the rate is right in the mean to a fraction of a token, and masks at a lower rate are subsets of
 those at a higher one: a batch made for the highest rate serves every rate below it.
+
+Whole words or spans are masked the same way: units have the scores then, and one of s tokens with c
+tokens in the units below it is masked exactly if p * n >= c + (1 - u) * s. The one unit that p * n
+falls into is so masked with the probability that is missing, and p * n tokens in the mean.
 """
 
 from __future__ import annotations
@@ -17,11 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlm.data.keys import mix_each, uniforms, words
+from mlm.data.masking_units import Joints, unit_starts
 
 IGNORE_INDEX = -100
 """The label of what is not predicted; PyTorch's cross entropy skips it."""
 
-_SCORE, _ROUNDING, _RECIPE, _RANDOM_ID = range(4)  # what a draw is for: one key each
+_SCORE, _ROUNDING, _RECIPE, _RANDOM_ID, _SPAN = range(5)  # what a draw is for: one key each
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ def mask_rows(
     max_rate: float,
     vocab_size: int,
     mask_id: int,
+    unit: str = "token",
+    joints: Joints | None = None,
 ) -> Candidates:
     """What is masked in each row at any rate up to ``max_rate``.
 
@@ -57,6 +64,8 @@ def mask_rows(
         max_rate: the highest share of ordinary tokens to mask, in [0, 1].
         vocab_size: random ids are drawn from below it.
         mask_id: the id of [MASK].
+        unit: what is masked together, a key of `mlm.data.masking_units.UNITS`.
+        joints: which ids go together in words; for any unit but `token`.
     """
     specials = sorted({int(i) for i in special_ids})
     # A tokenizer may leave gaps, and so have ids above its number of tokens.
@@ -68,16 +77,23 @@ def mask_rows(
     place = ordinary - starts[row]  # a row's mask does not depend on where the row stands
     counts = np.bincount(row, minlength=len(lengths))  # n of each row
 
-    # The token of rank j is among the floor(p * n + u) lowest exactly if p >= (j + 1 - u) / n.
-    rank = np.arange(len(ordinary)) - (np.cumsum(counts) - counts)[row]
     u = uniforms(mix_each(keys, _ROUNDING), np.zeros(len(lengths), np.int64))
-    thresholds = ((rank + 1 - u[row]) / counts[row]).astype(np.float32)
+    first = np.arange(len(ordinary))  # of each unit
+    if unit != "token":
+        assert joints is not None
+        first = unit_starts(unit, joints, ids, ordinary, row, mix_each(keys, _SPAN)[row], place)
+    sizes = np.diff(first, append=len(ordinary))
     # Sorted by row, then by score: the row goes into the topmost bits.
     bits = np.uint64(len(lengths).bit_length())
-    score = words(mix_each(keys, _SCORE)[row], place) >> bits
-    order = np.argsort(score | (row.astype(np.uint64) << (np.uint64(64) - bits)))
-    threshold_of = np.empty_like(thresholds)
-    threshold_of[order] = thresholds
+    unit_row = row[first]
+    score = words(mix_each(keys, _SCORE)[unit_row], place[first]) >> bits
+    order = np.argsort(score | (unit_row.astype(np.uint64) << (np.uint64(64) - bits)))
+    # The token of rank j is among the floor(p * n + u) lowest exactly if p >= (j + 1 - u) / n.
+    lower = np.cumsum(sizes[order]) - sizes[order] - (np.cumsum(counts) - counts)[unit_row]
+    thresholds = (lower + sizes[order] - sizes[order] * u[unit_row]) / counts[unit_row]
+    of_unit = np.empty(len(first), np.float32)
+    of_unit[order] = thresholds
+    threshold_of = np.repeat(of_unit, sizes)
 
     chosen = np.flatnonzero(threshold_of <= np.float32(max_rate))
     positions, row, place = ordinary[chosen], row[chosen], place[chosen]

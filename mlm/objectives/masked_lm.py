@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from mlm.batch import Batch, end_to_end
 from mlm.data.masking import IGNORE_INDEX, mask_rows
+from mlm.data.masking_units import Joints
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.cross_entropy import (
     projected_cross_entropy,
@@ -42,6 +43,8 @@ class Vocabulary:
     """Id of [MASK]."""
     special: tuple[int, ...]
     """All special ids: never masked, never a random replacement."""
+    joints: Joints | None = None
+    """Which ids go together in words; only to mask words or spans."""
 
 
 def collate(
@@ -50,6 +53,7 @@ def collate(
     vocabulary: Vocabulary,
     max_rate: float,
     still_length: int | None = None,
+    unit: str = "token",
 ) -> Batch:
     """Rows of documents' pieces → one ragged batch with its masking candidates.
 
@@ -61,6 +65,7 @@ def collate(
         still_length: the length of a full row, to make shapes stand still for `torch.compile`: the
             batch is filled up to rows · length tokens by sequences of their own without candidates,
             and the number of sequences up to a coarse step by empty ones.
+        unit: what is masked together, a key of `mlm.data.masking_units.UNITS`.
     """
     # A window that holds nothing but [CLS] and [SEP] of its documents is a row of no sequences.
     row_lengths = np.array([sum(len(ids) + 2 for ids in row) for row in rows])
@@ -76,6 +81,8 @@ def collate(
         max_rate,
         vocabulary.size,
         vocabulary.mask,
+        unit,
+        vocabulary.joints,
     )
     if still_length is not None:
         missing = len(rows) * still_length - len(ids)

@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mlm.batch import Batch
 from mlm.data.keys import mix
+from mlm.data.masking_units import UNITS, find_joints
 from mlm.data.order import stream_row
 from mlm.data.packing import Ends, num_rows, row_spans
 from mlm.data.processes import check_processes
 from mlm.data.store import TokenStore
-from mlm.data.tokenizer import load_tokenizer, special_ids
-from mlm.errors import UserError
+from mlm.data.tokenizer import load_tokenizer, num_ids, special_ids
+from mlm.errors import UserError, look_up
 from mlm.objectives.masked_lm import Vocabulary, collate
 
 # Validation rows are masked by this key in every run, so that losses can be compared for ever.
@@ -50,11 +51,15 @@ class DataOptions:
     """Loader processes a device; 0 prepares batches in the training process."""
     mlm_probability: float = 0.3
     """Share of the ordinary tokens that are masked when training starts."""
+    masking: str = "token"
+    """What is masked together: each `token` by itself, whole a `word`, or a `span` of words, 3.8 in
+    the mean. Validation masks tokens, so that losses can be compared."""
     mlm_probability_end: float = 0.15
     """Share masked at the end; between the two it falls linearly with the budget spent."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, by name."""
+        look_up(UNITS, self.masking, "data.masking")
         for name in ("mlm_probability", "mlm_probability_end"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"data.{name}: {getattr(self, name)} must lie between 0 and 1")
@@ -112,10 +117,13 @@ class Split(Protocol):
         """The ids from ``start`` up to ``stop``, counted over the whole split."""
 
 
-def vocabulary_of(store: TokenStore) -> Vocabulary:
-    """What masking must know of ``store``'s tokenizer."""
-    special = special_ids(load_tokenizer(store.tokenizer_dir))
-    return Vocabulary(store.vocab_size, special.cls, special.sep, special.mask, special.ids)
+def vocabulary_of(store: TokenStore, masking: str = "token") -> Vocabulary:
+    """What ``masking``, one of `UNITS`, must know of ``store``'s tokenizer."""
+    tokenizer = load_tokenizer(store.tokenizer_dir)
+    special, joints = special_ids(tokenizer), None
+    if masking != "token":
+        joints = find_joints(tokenizer, num_ids(tokenizer))
+    return Vocabulary(store.vocab_size, special.cls, special.sep, special.mask, special.ids, joints)
 
 
 def read_row(split: Split, row: int, length: int) -> list[np.ndarray]:
@@ -136,7 +144,7 @@ class TrainingBatches(Dataset[Batch]):
     def __init__(
         self, store: TokenStore, options: DataOptions, share: Share, seed: int, still: bool = False
     ) -> None:
-        self.split, self.vocabulary = store.split("train"), vocabulary_of(store)
+        self.split, self.vocabulary = store.split("train"), vocabulary_of(store, options.masking)
         self.options, self.share, self.seed, self.still = options, share, seed, still
         self.rows = num_rows(self.split.ends, options.sequence_length)
 
@@ -154,6 +162,7 @@ class TrainingBatches(Dataset[Batch]):
             self.vocabulary,
             max(options.mlm_probability, options.mlm_probability_end),
             still_length=options.sequence_length if self.still else None,
+            unit=options.masking,
         )
 
 

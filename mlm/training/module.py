@@ -7,6 +7,7 @@ import math
 from torchmetrics import MeanMetric
 
 from mlm.batch import Batch
+from mlm.data.masking_units import LONGEST_UNIT
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
 from mlm.training.base import SumLossModule, Sums
@@ -61,7 +62,8 @@ class PretrainingModule(SumLossModule):
             may_vary(batch.cu_seqlens)
             rows = batch.num_tokens // self.data.sequence_length
             highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
-            capacity = rows * math.ceil(self.data.sequence_length * highest)
+            spare = 0 if self.data.masking == "token" else LONGEST_UNIT
+            capacity = rows * (math.ceil(self.data.sequence_length * highest) + spare)
         masked = masked_lm.at_rate(batch, self.masking_rate, capacity)
         return Sums(*self._loss(self.model, masked))
 

@@ -1,5 +1,6 @@
 """Masks in a batch: against the row-wise function, and in the sums."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from mlm.data.masking import IGNORE_INDEX, mask_tokens
+from mlm.data.masking_units import LONGEST_UNIT, Joints
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.masked_lm import Vocabulary, at_rate, collate, loss, score
@@ -78,6 +80,19 @@ def test_score_is_a_sum():
     mean = F.cross_entropy(logits, batch.labels)
     torch.testing.assert_close(result.loss / result.targets, mean)
     torch.testing.assert_close(found.sum / found.targets, mean)
+
+
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_masks_of_words_fit_the_room_that_is_kept_for_them(unit):
+    """As `PretrainingModule.sums` reckons it, for any rows and keys."""
+    joints = Joints(np.arange(200) >= 60, np.ones(200, bool))  # long words
+    vocabulary = replace(VOCABULARY, joints=joints)
+    rng = np.random.default_rng(0)
+    for key in range(200):
+        row = [rng.integers(5, 200, 126)]
+        candidates = collate([row], [key], vocabulary, 0.3, unit=unit)
+        assert candidates.masked_positions.numel() <= math.ceil(128 * 0.3) + LONGEST_UNIT
+        at_rate(candidates, 0.2, capacity=math.ceil(128 * 0.3) + LONGEST_UNIT)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.3])

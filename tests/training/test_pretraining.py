@@ -49,6 +49,21 @@ def test_a_run_learns_and_leaves_what_the_design_says(pretrain_settings, tmp_pat
     assert config["model"]["hidden_size"] == 32
 
 
+@pytest.mark.parametrize("masking", ["word", "span"])
+def test_words_may_be_masked_whole(masking, pretrain_settings, tmp_path):
+    pretrain(pretrain_settings(f"--budget 4steps --run_dir {tmp_path / 'token'}"))
+    pretrain(pretrain_settings(f"--budget 4steps --data.masking {masking}"))
+    whole, single = losses(tmp_path / "run"), losses(tmp_path / "token")
+    assert whole.keys() == single.keys()
+    assert whole[1] != single[1]
+
+
+def test_an_unknown_masking_is_refused(pretrain_settings, tmp_path):
+    with pytest.raises(UserError, match=r"data\.masking: 'words'.*word"):
+        pretrain(pretrain_settings("--data.masking words"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
     common = (
