@@ -63,6 +63,11 @@ def _read_layers(values: Values, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _refuses(config: EncoderConfig) -> str | None:
+    other = [kind for kind in layer_kinds(config) if kind not in _KINDS]
+    return f"attention has {other[0]!r} where {{}} has global and local" if other else None
+
+
 def _every(number: int, layers: int) -> list[str]:
     """Global attention in every ``number``-th layer, from the first on."""
     return ["local" if index % number else "global" for index in range(layers)]
@@ -140,4 +145,5 @@ MODERNBERT = Family(
     tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     read_more=_read_layers,
     write_more=_write_layers,
+    refuses=_refuses,
 )

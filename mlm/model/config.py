@@ -10,6 +10,9 @@ from typing import Any
 
 from mlm.errors import UserError, look_up
 
+# What may mix tokens, and how many D × D matrices of weights it has.
+MATRICES = {"global": 4, "local": 4, "fourier": 0, "lstm": 6}
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -36,7 +39,8 @@ class EncoderConfig:
     position_offset: int = 0
     """Rows of the learned positions before the first one (RoBERTa: pad_token_id + 1)."""
     attention: tuple[str, ...] = ("global",)
-    """`global` or `local` a layer, repeated down the layers."""
+    """What mixes tokens, a layer: `global` or `local` attention, `fourier` (FNet) or `lstm`;
+    repeated down the layers. See mixers.py."""
     local_attention: int = 128
     """Width of the local window: a token sees local_attention // 2 tokens to each side."""
     feed_forward: str = "mlp"
@@ -91,7 +95,7 @@ class EncoderConfig:
         if not self.attention:
             raise UserError("model.attention: the pattern is empty; name global, local or both")
         for kind in self.attention:
-            look_up({"global": None, "local": None}, kind, "model.attention")
+            look_up(dict.fromkeys(MATRICES), kind, "model.attention")
 
     @property
     def head_dim(self) -> int:
@@ -99,7 +103,7 @@ class EncoderConfig:
         return self.hidden_size // self.num_attention_heads
 
     def layer_attention(self, index: int) -> str:
-        """`global` or `local`: what layer ``index`` attends to."""
+        """What mixes tokens in layer ``index``."""
         return self.attention[index % len(self.attention)]
 
     def layer_window(self, index: int) -> int | None:

@@ -23,7 +23,7 @@ from mlm.model.dropout import Dropout
 from mlm.model.embeddings import Embeddings
 from mlm.model.feed_forward import build_feed_forward
 from mlm.model.layout import Layout, prepare
-from mlm.model.mixers import SelfAttention
+from mlm.model.mixers import build_mixer
 from mlm.model.norms import build_norm
 from mlm.model.positions import Rotation, rotation
 
@@ -33,7 +33,7 @@ class PostNormLayer(nn.Module):
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
-        self.mixer = SelfAttention(config, config.layer_window(index))
+        self.mixer = build_mixer(config, index)
         self.mixer_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
         self.feed_forward_norm = build_norm(config)
@@ -53,7 +53,7 @@ class PreNormLayer(nn.Module):
         # The first layer reads the embeddings' norm; a second norm would change nothing but cost.
         normed = index == 0 and config.embedding_norm
         self.mixer_norm = nn.Identity() if normed else build_norm(config)
-        self.mixer = SelfAttention(config, config.layer_window(index))
+        self.mixer = build_mixer(config, index)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
         self.dropout = Dropout(config.hidden_dropout)
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         if states is not None:
             states.append(hidden)
         for index, layer in enumerate(self.layers):
-            turn = turns[config.layer_attention(index)]
+            turn = turns.get(config.layer_attention(index))
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, layout, turn, use_reentrant=False)
             else:

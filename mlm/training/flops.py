@@ -1,8 +1,9 @@
 """How much arithmetic training needs, and how much the hardware does.
 
 FLOPs a token = 6·N + 12·L·D·s̄ + 6·r·(D² + D·V): N matrix weights of the layers, s̄ the mean number
-of keys that a token attends to, r the share of tokens that reach the head. Forward counts 2 a
-weight, backward 4. Recomputation does not count (https://arxiv.org/abs/2204.02311, appendix B).
+of keys that a token attends to, r the share of tokens that reach the head; a Fourier transform
+counts nothing. Forward counts 2 a weight, backward 4. Recomputation does not count
+(https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 import numpy as np
 import torch
 
-from mlm.model.config import EncoderConfig
+from mlm.model.config import MATRICES, EncoderConfig
 from mlm.training.precision import has_bf16
 
 # Dense bf16 FLOP/s from the makers' data sheets, without sparsity.
@@ -54,13 +55,16 @@ def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: floa
         head_share: the share of tokens at which the vocabulary is predicted.
     """
     d, inner = config.hidden_size, config.intermediate_size
-    matrices = 4 * d * d + (3 if config.feed_forward == "glu" else 2) * d * inner
-    windows = [config.layer_window(index) for index in range(config.num_hidden_layers)]
+    layers = range(config.num_hidden_layers)
+    kinds = [config.layer_attention(index) for index in layers]
+    matrices = sum(MATRICES[kind] * d * d for kind in kinds)
+    matrices += len(kinds) * (3 if config.feed_forward == "glu" else 2) * d * inner
+    windows = [config.layer_window(i) for i in layers if kinds[i] in ("global", "local")]
     keys = {window: mean_keys(lengths, window) for window in set(windows)}
     attention = sum(12 * d * keys[window] for window in windows)
     dense = d * d if config.lm_head == "transform" else 0
     head = 6 * head_share * (dense + d * config.vocab_size)
-    return 6 * matrices * config.num_hidden_layers + attention + head
+    return 6 * matrices + attention + head
 
 
 def peak_flops(device: str, precision: str) -> float:
