@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.optim.adamw import adamw
 
 from mlm.errors import UserError, look_up
 from mlm.training.precision import has_bf16
+from mlm.training.scaled_adam import Lamb, ScaledAdam, StableAdamW
 from mlm.training.schedules import SCHEDULES
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -25,7 +27,8 @@ class OptimizerOptions:
     """The optimizer and how its learning rate moves."""
 
     name: str = "muon"
-    """`muon` (Muon for the layers' matrices, AdamW for the rest) or `adamw`."""
+    """`muon` (Muon for the layers' matrices, AdamW for the rest), `adamw`, `stable_adamw` (shorter
+    steps where gradients leap) or `lamb` (steps as long as a matrix is large)."""
     lr: float = 2e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
@@ -40,11 +43,12 @@ class OptimizerOptions:
     """Each layer learns at this share of the rate of what stands above it, the embeddings slowest;
     1 is one rate for all, 0.9 or less spares what a pretrained encoder knows."""
     schedule: str = "wsd"
-    """`wsd` (warmup, stable, decay), `linear`, `cosine` or `constant`."""
+    """`wsd` (warmup, stable, decay by 1 - sqrt), `wsd_linear` (decay in a line), `linear`, `cosine` or
+    `constant`."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises."""
     cooldown: float = 0.3
-    """Share of the run over which `wsd` falls to 0."""
+    """Share of the run over which `wsd` and `wsd_linear` fall to 0."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, by name."""
@@ -282,10 +286,19 @@ def _build_adamw(module: nn.Module, options: OptimizerOptions) -> torch.optim.Op
     return optimizer
 
 
+def _build_scaled(
+    kind: type[ScaledAdam], module: nn.Module, options: OptimizerOptions
+) -> torch.optim.Optimizer:
+    groups = parameter_groups(module, options.weight_decay, "adamw", options.layer_decay)
+    return kind(groups, options.lr, options.betas, options.eps)
+
+
 # https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/1711.05101
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerOptions], torch.optim.Optimizer]] = {
     "muon": _build_muon,
     "adamw": _build_adamw,
+    "stable_adamw": functools.partial(_build_scaled, StableAdamW),
+    "lamb": functools.partial(_build_scaled, Lamb),
 }
 
 

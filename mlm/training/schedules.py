@@ -27,6 +27,12 @@ def _warmup_stable_decay(progress: float, cooldown: float) -> float:
     return 1.0 if into <= 0.0 else 1.0 - math.sqrt(into / cooldown)
 
 
+def _warmup_stable_linear(progress: float, cooldown: float) -> float:
+    """Flat, then a line to 0 over the last ``cooldown``."""
+    into = progress - (1.0 - cooldown)
+    return 1.0 if into <= 0.0 else 1.0 - into / cooldown
+
+
 def _constant(progress: float, cooldown: float) -> float:
     return 1.0
 
@@ -35,6 +41,7 @@ SCHEDULES: dict[str, Shape] = {
     "linear": _linear,
     "cosine": _cosine,
     "wsd": _warmup_stable_decay,
+    "wsd_linear": _warmup_stable_linear,
     "constant": _constant,
 }
 
@@ -46,7 +53,7 @@ def learning_rate_factor(name: str, progress: float, warmup: float, cooldown: fl
         name: a key of `SCHEDULES`.
         progress: share of the budget spent, in [0, 1].
         warmup: share of the budget over which the rate rises linearly from 0.
-        cooldown: share of the budget over which `wsd` falls; other schedules ignore it.
+        cooldown: share of the budget over which `wsd` or `wsd_linear` falls; others ignore it.
 
     >>> learning_rate_factor("linear", 0.55, warmup=0.1, cooldown=0.0)
     0.5
