@@ -120,9 +120,9 @@ def evaluate_task(args: Any) -> dict[str, float]:
         )
         if path is not None
     }
+    answered = answer(predictor, tables["data"])
     for line in task.remarks(tables["data"]):
         say(f"warning: {line}")
-    answered = answer(predictor, tables["data"])
     values = answered.metrics
     if args.report is not None:
         write_evaluation_report(args, predictor, answered, tables)
