@@ -5,11 +5,22 @@ Every name here is looked up in one explicit table, in the file that holds the v
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mlm.errors import UserError, look_up
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "local_attention",
+)
+_MOST_LAYERS = 4096  # a thousand have been trained; building millions never ends
 # What may mix tokens, and how many D × D matrices of weights it has.
 MATRICES = {"global": 4, "local": 4, "fourier": 0, "lstm": 6}
 
@@ -84,6 +95,19 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be built, by name."""
         object.__setattr__(self, "attention", tuple(self.attention))
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}: {getattr(self, name)} must be at least 1")
+        if self.num_hidden_layers > _MOST_LAYERS:
+            raise UserError(
+                f"model.num_hidden_layers: {self.num_hidden_layers} is more than {_MOST_LAYERS}"
+            )
+        for name in ("type_vocab_size", "position_offset", "norm_eps", "initializer_range"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"model.{name}: {getattr(self, name)} must be at least 0")
+        for name in ("rope_theta", "local_rope_theta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"model.{name}: {getattr(self, name)} must be above 0, and finite")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
                 f"model.num_attention_heads: {self.num_attention_heads} heads do not divide "

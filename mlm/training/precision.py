@@ -14,9 +14,7 @@ PRECISIONS: dict[str, str] = {
     "fp16": "16-mixed",
     "32-true": "32-true",
     "bf16-mixed": "bf16-mixed",
-    "bf16-true": "bf16-true",
     "16-mixed": "16-mixed",
-    "64-true": "64-true",
 }
 
 

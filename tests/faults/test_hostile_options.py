@@ -173,3 +173,24 @@ def test_what_is_wrong_is_named(command, key, value, said, places, tmp_path, cap
 def test_a_run_needs_no_progress_bar(command, places, tmp_path):
     argv = words(command, places, tmp_path / "run", "trainer.enable_progress_bar", "false")
     assert cli.main(argv) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("hidden_size", "0", "model.hidden_size: 0 must be at least 1"),
+        ("num_hidden_layers", "-1", "model.num_hidden_layers: -1 must be at least 1"),
+        ("num_hidden_layers", "2147483648", "model.num_hidden_layers: 2147483648 is more than"),
+        ("num_attention_heads", "0", "model.num_attention_heads: 0 must be at least 1"),
+        ("type_vocab_size", "-1", "model.type_vocab_size: -1 must be at least 0"),
+        ("norm_eps", "-1", "model.norm_eps: -1.0 must be at least 0"),
+        ("initializer_range", "-1", "model.initializer_range: -1.0 must be at least 0"),
+        ("rope_theta", "0", "model.rope_theta: 0.0 must be above 0"),
+        ("attention", "[nonsense]", "model.attention: 'nonsense' is not known"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(key, value, said, places, tmp_path, capsys):
+    argv = words("pretrain", places, tmp_path / "run", f"model.{key}", value)
+    assert cli.main(argv) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
