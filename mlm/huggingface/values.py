@@ -8,10 +8,9 @@ from dataclasses import fields
 from typing import Any
 
 from mlm.errors import UserError
-from mlm.model.config import EncoderConfig
+from mlm.model.config import LARGEST, EncoderConfig
 
 _DEFAULTS = {f.name: f.default for f in fields(EncoderConfig)}
-_LARGEST = 1 << 28  # far beyond any model; a product of two still counts its bytes in 64 bits
 _FROM_ZERO = ("type_vocab_size", "position_offset")
 
 
@@ -27,8 +26,8 @@ def checked(setting: str, value: Any, key: str | None = None) -> Any:
         case bool():
             fits, kind = isinstance(value, bool), "true or false"
         case int():
-            fits = type(value) is int and least <= value <= _LARGEST
-            kind = f"a whole number from {least} to {_LARGEST}"
+            fits = type(value) is int and least <= value <= LARGEST
+            kind = f"a whole number from {least} to {LARGEST}"
         case float():
             # Infinity, or a whole number that no float holds, would come out as NaN.
             fits = type(value) in (int, float) and 0 <= value <= sys.float_info.max

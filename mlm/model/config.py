@@ -11,16 +11,20 @@ from typing import Any
 
 from mlm.errors import UserError, look_up
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "local_attention",
-)
-_MOST_LAYERS = 4096  # a thousand have been trained; building millions never ends
+LARGEST = 1 << 28
+"""Far beyond any model; a product of two still counts its bytes in 64 bits."""
+# What is a size, the least that it may be, and the most: building millions of layers never ends.
+_SIZES = {
+    "vocab_size": (1, LARGEST),
+    "hidden_size": (1, LARGEST),
+    "num_hidden_layers": (1, 4096),
+    "num_attention_heads": (1, LARGEST),
+    "intermediate_size": (1, LARGEST),
+    "max_position_embeddings": (1, LARGEST),
+    "local_attention": (1, LARGEST),
+    "type_vocab_size": (0, LARGEST),
+    "position_offset": (0, LARGEST),
+}
 # What may mix tokens, and how many D × D matrices of weights it has.
 MATRICES = {"global": 4, "local": 4, "fourier": 0, "lstm": 6}
 
@@ -95,14 +99,12 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be built, by name."""
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}: {getattr(self, name)} must be at least 1")
-        if self.num_hidden_layers > _MOST_LAYERS:
-            raise UserError(
-                f"model.num_hidden_layers: {self.num_hidden_layers} is more than {_MOST_LAYERS}"
-            )
-        for name in ("type_vocab_size", "position_offset", "norm_eps", "initializer_range"):
+        for name, (least, most) in _SIZES.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(
+                    f"model.{name}: {getattr(self, name)} must lie between {least} and {most}"
+                )
+        for name in ("norm_eps", "initializer_range"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"model.{name}: {getattr(self, name)} must be at least 0")
         for name in ("rope_theta", "local_rope_theta"):

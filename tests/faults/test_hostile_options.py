@@ -178,11 +178,12 @@ def test_a_run_needs_no_progress_bar(command, places, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("hidden_size", "0", "model.hidden_size: 0 must be at least 1"),
-        ("num_hidden_layers", "-1", "model.num_hidden_layers: -1 must be at least 1"),
-        ("num_hidden_layers", "2147483648", "model.num_hidden_layers: 2147483648 is more than"),
-        ("num_attention_heads", "0", "model.num_attention_heads: 0 must be at least 1"),
-        ("type_vocab_size", "-1", "model.type_vocab_size: -1 must be at least 0"),
+        ("hidden_size", "0", "model.hidden_size: 0 must lie between 1 and"),
+        ("hidden_size", "9223372036854775808", "model.hidden_size: 9223372036854775808 must lie"),
+        ("num_hidden_layers", "-1", "model.num_hidden_layers: -1 must lie between 1 and 4096"),
+        ("num_hidden_layers", "2147483648", "model.num_hidden_layers: 2147483648 must lie between"),
+        ("num_attention_heads", "0", "model.num_attention_heads: 0 must lie between 1"),
+        ("type_vocab_size", "-1", "model.type_vocab_size: -1 must lie between 0"),
         ("norm_eps", "-1", "model.norm_eps: -1.0 must be at least 0"),
         ("initializer_range", "-1", "model.initializer_range: -1.0 must be at least 0"),
         ("rope_theta", "0", "model.rope_theta: 0.0 must be above 0"),
