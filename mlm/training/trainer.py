@@ -23,7 +23,6 @@ from mlm.training.precision import resolve_device
 TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 20,
-    "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
 
@@ -101,7 +100,7 @@ def build_trainer(
     if isinstance(settings["val_check_interval"], int):
         settings["val_check_interval"] *= accumulation
     # The budget ends the run (see EndOfBudget), so that the last step is validated too.
-    settings |= {"max_steps": -1, "max_epochs": -1, "max_time": None}
+    settings |= {"max_steps": -1, "max_epochs": -1, "max_time": None, "num_sanity_val_steps": 0}
     if settings["enable_progress_bar"] is False:  # Lightning then refuses one that is there
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     # Lightning announces devices and advises on loaders at every start; a run says what matters.
@@ -143,6 +142,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     interval = settings["val_check_interval"]
     if isinstance(interval, int | float) and not 0 < interval <= _MOST:
         raise UserError(f"trainer.val_check_interval: {interval} must lie above 0")
+    batches = settings["limit_val_batches"]
+    if batches is not None and not 0 <= batches <= (_MOST if isinstance(batches, int) else 1):
+        raise UserError(
+            f"trainer.limit_val_batches: {batches} is neither a number of batches nor a share"
+        )
     clip = settings["gradient_clip_val"]
     if clip is not None and clip < 0:
         raise UserError(f"trainer.gradient_clip_val: {clip} is negative; null clips nothing")

@@ -27,6 +27,7 @@ OWNED = {
     "min_epochs",
     "min_steps",
     "model_registry",
+    "num_sanity_val_steps",
     "overfit_batches",
     "plugins",
     "precision",

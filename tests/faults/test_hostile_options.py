@@ -150,6 +150,7 @@ def test_a_hostile_option_runs_or_is_refused_in_one_line(command, places, tmp_pa
         ("trainer.accumulate_grad_batches", "0", "trainer.accumulate_grad_batches: 0"),
         ("trainer.log_every_n_steps", "-1", "trainer.log_every_n_steps: -1"),
         ("trainer.val_check_interval", "0", "trainer.val_check_interval: 0"),
+        ("trainer.limit_val_batches", "1e30", "trainer.limit_val_batches: 1e+30 is neither"),
         ("trainer.gradient_clip_val", "-1", "trainer.gradient_clip_val: -1"),
         ("optimizer.lr", "1e30", "optimizer.lr: 1e+30"),
         ("optimizer.eps", "-1", "optimizer.eps: -1"),
