@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from mlm.data.keys import uniforms
+
+if TYPE_CHECKING:  # masks are made where there is no such library, too
+    from tokenizers import Tokenizer
 
 # Tokens in a unit at most; longer ones are cut. So a row's masked tokens are bounded.
 LONGEST_UNIT = 16
