@@ -289,7 +289,10 @@ LOG = """
 import sys
 from pathlib import Path
 from mlm.training import wandb_run
-from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table
+from matplotlib.figure import Figure
+from mlm.training.logging import (
+    LoggingOptions, build_loggers, close_loggers, log_image, log_table
+)
 from test_logging import CONFIG, log_all
 
 wandb_run.START_SECONDS = wandb_run.FINISH_SECONDS = float(sys.argv[3])
@@ -299,6 +302,8 @@ for attempt in range(2):
     log_all(loggers, 1 + 3 * attempt, 3 + 3 * attempt)
     if sys.argv[1] == "offline":
         log_table(loggers, "val/predictions", ["text", "score"], [["fine", 0.75]], 3)
+        Figure(figsize=(1, 1)).savefig(sys.argv[2] + "/picture.png")
+        log_image(loggers, "val/reliability", Path(sys.argv[2], "picture.png"), 3)
     if attempt == 0:
         close_loggers(loggers)  # the second is left to the end of the process
 """
@@ -324,6 +329,10 @@ def test_offline_records_everything_and_sends_nothing(run_dir, home):
     assert all("records offline; upload with: wandb sync" in line for line in lines), lines
     first, second = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
     assert first.name != second.name
+    for path in (first, second):
+        assert [p.read_bytes() for p in path.parent.glob("files/media/images/val/*.png")] == [
+            (run_dir / "picture.png").read_bytes()
+        ]
     for path, steps in ((first, [1, 2, 3]), (second, [4, 5, 6])):
         found = records(path)
         run = next(r["run"] for r in found if r["type"] == "run")
