@@ -45,6 +45,7 @@ from tasks.seeds import best_of, count_workers, jobs_of, summarise, train_in_pro
 from tasks.single_run import Prepared, run_seed
 
 _DEFAULT_EPOCHS = 3
+_MOST_SEEDS = 1000
 
 
 def finetune(settings: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +63,8 @@ def finetune(settings: dict[str, Any]) -> dict[str, Any]:
         RunError: the machine, or numbers that are not finite, ended the run.
         SystemExit: 143; a signal ended the run early, and its state is saved.
     """
-    if settings["seeds"] < 1:
-        raise UserError(f"--seeds {settings['seeds']}: give 1 or more")
+    if not 1 <= settings["seeds"] <= _MOST_SEEDS:
+        raise UserError(f"--seeds {settings['seeds']}: give 1 or more, and {_MOST_SEEDS} at most")
     keep_freed_memory()
     return guarded(_finetune, settings)
 

@@ -174,3 +174,10 @@ def test_a_signal_reaches_all_and_they_can_go_on(toy, pretrained, tmp_path):
     for path in ready:
         assert len(list((path.parent / "checkpoints").iterdir())) == 1
         assert not (path.parent / "results.json").exists()
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31])
+def test_a_number_of_seeds_that_never_ends_is_refused(number, toy, pretrained, tmp_path):
+    with pytest.raises(UserError, match=f"--seeds {number}: give 1 or more, and 1000 at most"):
+        run(toy, pretrained["bert"], tmp_path / "run", f"--seeds={number}")
+    assert not (tmp_path / "run").exists()
