@@ -254,7 +254,7 @@ def _say_what_is_read(task: Task, examples: dict[str, list[Example]]) -> None:
 def _say_what_runs(config: EncoderConfig, device: str, precision: str, task: Task) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     length = task.settings.max_length or config.max_position_embeddings
-    windows = map(config.layer_window, range(config.num_hidden_layers))
+    windows = config.attention_windows()
     paths = backend_names(device, dtype, config.attention_dropout, length, windows)
     native = native_class(config, task.layout, task.settings.pooling, task.settings.layers)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"

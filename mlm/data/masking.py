@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlm.data.keys import mix_each, uniforms, words
-from mlm.data.masking_units import Joints, unit_starts
+from mlm.data.masking_units import UNITS, Joints, unit_starts
 
 IGNORE_INDEX = -100
 """The label of what is not predicted; PyTorch's cross entropy skips it."""
@@ -79,9 +79,9 @@ def mask_rows(
 
     u = uniforms(mix_each(keys, _ROUNDING), np.zeros(len(lengths), np.int64))
     first = np.arange(len(ordinary))  # of each unit
-    if unit != "token":
+    if (breaks := UNITS[unit]) is not None:
         assert joints is not None
-        first = unit_starts(unit, joints, ids, ordinary, row, mix_each(keys, _SPAN)[row], place)
+        first = unit_starts(breaks, joints, ids, ordinary, row, mix_each(keys, _SPAN)[row], place)
     sizes = np.diff(first, append=len(ordinary))
     # Sorted by row, then by score: the row goes into the topmost bits.
     bits = np.uint64(len(lengths).bit_length())

@@ -88,10 +88,6 @@ def _is_inside(byte: str) -> bool:
 Breaks = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def _each_token(begins: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return np.ones(len(begins), bool)
-
-
 def _each_word(begins: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
     return begins
 
@@ -102,12 +98,12 @@ def _spans(begins: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.ndarr
 
 
 # name: (whether a word begins at each token (n,), keys (n,), places in their rows (n,)) → whether
-# a unit does, beside those that begin where something else stood before.
-UNITS: dict[str, Breaks] = {"token": _each_token, "word": _each_word, "span": _spans}
+# a unit does, beside those that begin where something else stood before; None is each token.
+UNITS: dict[str, Breaks | None] = {"token": None, "word": _each_word, "span": _spans}
 
 
 def unit_starts(
-    unit: str,
+    breaks: Breaks,
     joints: Joints,
     ids: np.ndarray,
     ordinary: np.ndarray,
@@ -118,7 +114,7 @@ def unit_starts(
     """Where among the ordinary tokens each unit begins.
 
     Args:
-        unit: a key of `UNITS`.
+        breaks: one of `UNITS`.
         joints: of the vocabulary.
         ids: all ids.
         ordinary: (n,) the places of the ordinary ones, ascending.
@@ -136,7 +132,7 @@ def unit_starts(
     apart[0] = True
     found, last = ids[ordinary], ids[before]
     begins = apart | ~(joints.follows[found] & joints.goes_on[last])
-    starts = np.flatnonzero(apart | UNITS[unit](begins, keys, places))
+    starts = np.flatnonzero(apart | breaks(begins, keys, places))
     return _cut(starts, len(ordinary))
 
 

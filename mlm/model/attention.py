@@ -82,9 +82,9 @@ def backend_names(
     max_seqlen: int,
     windows: Iterable[int | None],
 ) -> str:
-    """The paths that training takes in layers of these windows, for people."""
+    """The paths that training takes in layers of these windows, for people; `none` without any."""
     found = (choose_backend(device, dtype, dropout, max_seqlen, window) for window in windows)
-    return " and ".join(dict.fromkeys(found))
+    return " and ".join(dict.fromkeys(found)) or "none"
 
 
 def _reference(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:

@@ -26,6 +26,7 @@ _SIZES = {
     "position_offset": (0, LARGEST),
 }
 # What may mix tokens, and how many D × D matrices of weights it has.
+WINDOWED = ("global", "local")  # that is attention
 MATRICES = {"global": 4, "local": 4, "fourier": 0, "lstm": 6}
 
 
@@ -135,6 +136,11 @@ class EncoderConfig:
     def layer_window(self, index: int) -> int | None:
         """How many tokens to each side layer ``index`` sees; None: all of the sequence."""
         return self.local_attention // 2 if self.layer_attention(index) == "local" else None
+
+    def attention_windows(self) -> list[int | None]:
+        """The window of each layer that attends; see `layer_window`."""
+        layers = range(self.num_hidden_layers)
+        return [self.layer_window(i) for i in layers if self.layer_attention(i) in WINDOWED]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

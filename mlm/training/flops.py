@@ -55,11 +55,10 @@ def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: floa
         head_share: the share of tokens at which the vocabulary is predicted.
     """
     d, inner = config.hidden_size, config.intermediate_size
-    layers = range(config.num_hidden_layers)
-    kinds = [config.layer_attention(index) for index in layers]
+    kinds = [config.layer_attention(index) for index in range(config.num_hidden_layers)]
     matrices = sum(MATRICES[kind] * d * d for kind in kinds)
     matrices += len(kinds) * (3 if config.feed_forward == "glu" else 2) * d * inner
-    windows = [config.layer_window(i) for i in layers if kinds[i] in ("global", "local")]
+    windows = config.attention_windows()
     keys = {window: mean_keys(lengths, window) for window in set(windows)}
     attention = sum(12 * d * keys[window] for window in windows)
     dense = d * d if config.lm_head == "transform" else 0

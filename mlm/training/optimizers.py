@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from mlm.errors import UserError, look_up
 from mlm.training.precision import has_bf16
-from mlm.training.scaled_adam import Lamb, ScaledAdam, StableAdamW
+from mlm.training.scaled_adam import ScaledAdam, Step, as_long_as_the_matrix, shorter_in_leaps
 from mlm.training.schedules import SCHEDULES
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -287,18 +287,18 @@ def _build_adamw(module: nn.Module, options: OptimizerOptions) -> torch.optim.Op
 
 
 def _build_scaled(
-    kind: type[ScaledAdam], module: nn.Module, options: OptimizerOptions
+    scale: Callable[[Step], Tensor], module: nn.Module, options: OptimizerOptions
 ) -> torch.optim.Optimizer:
     groups = parameter_groups(module, options.weight_decay, "adamw", options.layer_decay)
-    return kind(groups, options.lr, options.betas, options.eps)
+    return ScaledAdam(groups, scale, options.lr, options.betas, options.eps)
 
 
 # https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/1711.05101
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerOptions], torch.optim.Optimizer]] = {
     "muon": _build_muon,
     "adamw": _build_adamw,
-    "stable_adamw": functools.partial(_build_scaled, StableAdamW),
-    "lamb": functools.partial(_build_scaled, Lamb),
+    "stable_adamw": functools.partial(_build_scaled, shorter_in_leaps),
+    "lamb": functools.partial(_build_scaled, as_long_as_the_matrix),
 }
 
 

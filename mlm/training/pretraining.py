@@ -218,7 +218,7 @@ def _describe(options: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
 @rank_zero_only
 def _say_what_runs(config: EncoderConfig, device: str, precision: str, data: DataOptions) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    windows = map(config.layer_window, range(config.num_hidden_layers))
+    windows = config.attention_windows()
     paths = backend_names(device, dtype, config.attention_dropout, data.sequence_length, windows)
     native = native_class(config, "masked_lm")
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"

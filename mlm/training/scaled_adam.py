@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Step(NamedTuple):
+    """What AdamW would do to a tensor."""
+
+    parameter: Tensor
+    """Before its update."""
+    gradient: Tensor
+    square: Tensor
+    """The mean of squared gradients, without the bias of its start."""
+    update: Tensor
+    """What would be subtracted at a rate of 1, weight decay included."""
+    eps: float
+
+
+def shorter_in_leaps(step: Step) -> Tensor:
+    """StableAdamW: a step is shorter where gradients leap above what their mean square has noticed.
+
+    1 / max(1, root mean square of gradient / √square): clips what a spike would do
+    (https://arxiv.org/abs/2304.13013, algorithm 2).
+    """
+    excess = step.gradient.square() / step.square.clamp(min=step.eps**2)
+    return excess.mean().sqrt().clamp(min=1).reciprocal()
+
+
+def as_long_as_the_matrix(step: Step) -> Tensor:
+    """LAMB: |parameter| / |update|, 1 where either is 0 (https://arxiv.org/abs/1904.00962).
+
+    Norms and biases, which start at 0 or 1, take AdamW's steps, as in the authors' own code.
+    """
+    size, length = step.parameter.norm(), step.update.norm()
+    if step.parameter.ndim < 2:
+        return torch.ones_like(size)
+    return torch.where((size > 0) & (length > 0), size / length, 1.0)
+
+
 class ScaledAdam(torch.optim.Optimizer):
-    """AdamW with another length of step for each tensor; a subclass says which.
+    """AdamW with another length of step for each tensor.
 
     Args:
         groups: of parameters, each with `weight_decay`.
+        scale: what the rate is multiplied by, of each tensor.
         lr: the rate that is scaled.
         betas: decay of the two running means.
         eps: added to the denominator.
@@ -22,11 +57,13 @@ class ScaledAdam(torch.optim.Optimizer):
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
+        scale: Callable[[Step], Tensor],
         lr: float = 2e-3,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
+        self.scale = scale
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -54,66 +91,5 @@ class ScaledAdam(torch.optim.Optimizer):
         square = square / (1 - beta2**step)
         update = mean / (1 - beta1**step) / (square.sqrt() + group["eps"])
         update.add_(parameter, alpha=group["weight_decay"])
-        scale = self.scale(parameter, gradient, square, update, group)
+        scale = self.scale(Step(parameter, gradient, square, update, group["eps"]))
         parameter.sub_(update * (group["lr"] * scale))
-
-    def scale(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        square: Tensor,
-        update: Tensor,
-        group: dict[str, Any],
-    ) -> Tensor:
-        """What the rate is multiplied by: ().
-
-        Args:
-            parameter: before its update.
-            gradient: its gradient.
-            square: the mean of squared gradients, without the bias of its start.
-            update: what would be subtracted at a rate of 1, weight decay included.
-            group: the parameter's.
-        """
-        raise NotImplementedError
-
-
-class StableAdamW(ScaledAdam):
-    """Steps are shorter where gradients are larger than their mean square has noticed.
-
-    By the root mean square of gradient / √mean square, where that is above 1
-    (https://arxiv.org/abs/2304.13013, algorithm 2): clips what a spike would do.
-    """
-
-    def scale(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        square: Tensor,
-        update: Tensor,
-        group: dict[str, Any],
-    ) -> Tensor:
-        """1 / max(1, root mean square)."""
-        excess = gradient.square() / square.clamp(min=group["eps"] ** 2)
-        return excess.mean().sqrt().clamp(min=1).reciprocal()
-
-
-class Lamb(ScaledAdam):
-    """Steps are as long as their matrix is large (https://arxiv.org/abs/1904.00962).
-
-    Norms and biases, which start at 0 or 1, take AdamW's steps, as in the authors' own code.
-    """
-
-    def scale(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        square: Tensor,
-        update: Tensor,
-        group: dict[str, Any],
-    ) -> Tensor:
-        """|parameter| / |update|; 1 where either is 0."""
-        size, length = parameter.norm(), update.norm()
-        known = (size > 0) & (length > 0)
-        if parameter.ndim < 2:
-            return torch.ones_like(size)
-        return torch.where(known, size / length, torch.ones_like(size))

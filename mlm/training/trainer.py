@@ -155,10 +155,10 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 def _check_fsdp(settings: dict[str, Any], optimizer: OptimizerOptions) -> None:
     if "fsdp" not in str(settings["strategy"]):
         return
-    if optimizer.name == "muon":
+    if optimizer.name != "adamw":
         raise UserError(
-            "trainer.strategy: fsdp cuts matrices into shards, and Muon needs them whole; choose "
-            "--optimizer.name adamw or --trainer.strategy ddp"
+            f"trainer.strategy: fsdp cuts matrices into shards, and {optimizer.name} needs them "
+            "whole; choose --optimizer.name adamw or --trainer.strategy ddp"
         )
     if settings["gradient_clip_val"]:
         raise UserError(

@@ -19,7 +19,7 @@ def split(tokenizer, text, unit="word", key=0):
     special = np.array(special_ids(tokenizer).ids)
     ordinary = np.flatnonzero(~np.isin(ids, special))
     starts = unit_starts(
-        unit,
+        UNITS[unit],
         find_joints(tokenizer, num_ids(tokenizer)),
         ids,
         ordinary,
@@ -150,7 +150,7 @@ def test_spans_are_geometric_in_words():
     count = len(ids)
     row, places = np.zeros(count, np.int64), np.arange(count)
     keys = np.full(count, mix(1), np.uint64)
-    starts = unit_starts("span", LETTERS, ids, places, row, keys, places)
+    starts = unit_starts(UNITS["span"], LETTERS, ids, places, row, keys, places)
     lengths = np.diff(starts, append=count)
     assert lengths.mean() == pytest.approx(3.8, rel=0.05)
     share = 1 / 3.8

@@ -9,7 +9,7 @@ from torch import nn
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.training.optimizers import OptimizerOptions, build_optimizer, set_learning_rate
-from mlm.training.scaled_adam import Lamb, StableAdamW
+from mlm.training.scaled_adam import ScaledAdam, as_long_as_the_matrix, shorter_in_leaps
 
 
 def groups(*parameters, weight_decay=0.1):
@@ -23,7 +23,7 @@ def matrix(seed=0):
 def test_with_steady_gradients_stable_adamw_is_adamw():
     """Of gradients that are always the same, no square is above its mean."""
     ours, theirs = matrix(), matrix()
-    one = StableAdamW(groups(ours), lr=0.01, betas=(0.9, 0.98), eps=1e-8)
+    one = ScaledAdam(groups(ours), shorter_in_leaps, lr=0.01, betas=(0.9, 0.98), eps=1e-8)
     other = torch.optim.AdamW(groups(theirs), lr=0.01, betas=(0.9, 0.98), eps=1e-8)
     for _ in range(20):
         for parameter, optimizer in ((ours, one), (theirs, other)):
@@ -34,7 +34,9 @@ def test_with_steady_gradients_stable_adamw_is_adamw():
 
 def test_a_leap_of_the_gradient_takes_a_shorter_step():
     parameter = nn.Parameter(torch.ones(4))
-    optimizer = StableAdamW(groups(parameter, weight_decay=0.0), lr=0.01, betas=(0.9, 0.98))
+    optimizer = ScaledAdam(
+        groups(parameter, weight_decay=0.0), shorter_in_leaps, lr=0.01, betas=(0.9, 0.98)
+    )
     for _ in range(400):
         parameter.grad = torch.ones(4)
         optimizer.step()
@@ -50,7 +52,9 @@ def test_a_leap_of_the_gradient_takes_a_shorter_step():
 
 def test_lamb_is_its_formula():
     parameter, vector = matrix(), nn.Parameter(torch.ones(3))
-    optimizer = Lamb(groups(parameter, vector), lr=0.01, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = ScaledAdam(
+        groups(parameter, vector), as_long_as_the_matrix, lr=0.01, betas=(0.9, 0.98), eps=1e-6
+    )
     found = {id(p): (torch.zeros_like(p), torch.zeros_like(p)) for p in (parameter, vector)}
     expected = {id(p): p.detach().clone() for p in (parameter, vector)}
     for step in range(1, 5):
@@ -72,7 +76,7 @@ def test_lamb_is_its_formula():
 def test_what_is_all_zero_takes_adamws_step():
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
-    Lamb(groups(parameter), lr=0.5).step()
+    ScaledAdam(groups(parameter), as_long_as_the_matrix, lr=0.5).step()
     assert parameter.flatten().tolist() == pytest.approx([-0.5] * 4)
 
 
