@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from tasks.options import (
     check_precision,
     task_settings,
 )
-from tasks.reports import as_text, write_json
+from tasks.reporting.text import as_text, write_json
 from tasks.rows import Rows
 from tasks.search import described, grid_jobs
 from tasks.seeds import best_of, count_workers, jobs_of, summarise, train_in_processes
@@ -76,50 +77,65 @@ def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
         choose_checkpoint(run_dir, "never")  # refuses the folder before the long work
     elif settings["resume"] != "auto" and several:
         raise UserError("--resume: with several --seeds or a --search only auto can go on")
-    table: list[dict[str, Any]] = []
-    first: list[dict[str, Any]] = []
-    if settings["search"] != "none":
-        settings, best, table = _search(settings)
-        first = [best]
-    workers = count_workers(settings, number)
+    count_workers(settings, number)  # mistakes before the long work
     prepared = prepare(settings)
-    if number == 1 and not first:
-        return run_seed(prepared, run_dir, settings["seed"])
-    jobs = jobs_of(settings, number)[len(first) :]
-    if workers > 1 and jobs:
-        results = first + train_in_processes(jobs, workers)
-    else:
-        results = first + [run_seed(prepared, Path(job["run_dir"]), job["seed"]) for job in jobs]
+    if settings["search"] == "none" and number == 1:
+        return run_seed(prepared, prepared.settings)
+    results: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
+    if settings["search"] != "none":
+        results = _train(prepared, settings, grid_jobs)
+        place, table = _choose(prepared, results)
+        results = [results[place]]
+        settings, chosen = (_taken(s, grid_jobs(s)[place]) for s in (settings, prepared.settings))
+        prepared = replace(prepared, settings=chosen)
+    first = len(results)
+    results += _train(prepared, settings, lambda settings: jobs_of(settings, number)[first:])
     return _keep_best(results, prepared, run_dir, table)
 
 
-def _search(
+def _train(
+    prepared: Prepared,
     settings: dict[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Train the grid's jobs; the best one's settings and result, and a line of each."""
-    jobs = grid_jobs(settings)
-    workers = count_workers(settings, len(jobs))
-    prepared = prepare(settings)  # mistakes before the long work
-    if workers > 1:
-        results = train_in_processes(jobs, workers)
-    else:
-        results = [run_seed(prepare(job), Path(job["run_dir"]), job["seed"]) for job in jobs]
-    if not all(results):  # another rank than the first, which is refused there
-        raise SystemExit(1)
+    jobs_of: Callable[[Mapping[str, Any]], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """The results of several jobs, in turn in this process or at once in others.
+
+    Args:
+        prepared: what they share.
+        settings: as the command got them, of which other processes make their own.
+        jobs_of: settings → those of each job.
+    """
+    jobs = jobs_of(settings)
+    if jobs and (workers := count_workers(settings, len(jobs))) > 1:
+        return train_in_processes(jobs, workers)
+    return [run_seed(prepared, job) for job in jobs_of(prepared.settings)]
+
+
+def _choose(
+    prepared: Prepared, results: Sequence[Mapping[str, Any]]
+) -> tuple[int, list[dict[str, Any]]]:
+    """Which of a search's jobs is best by validation, and a line of each; said, too."""
     monitor = prepared.settings["checkpoint"]["monitor"]
     place = best_of(results, monitor, prepared.task.higher_is_better(monitor))
     table = [
         {**described(job), monitor: result[monitor], "best": number == place}
-        for number, (job, result) in enumerate(zip(jobs, results, strict=True))
+        for number, (job, result) in enumerate(
+            zip(grid_jobs(prepared.settings), results, strict=True)
+        )
     ]
     cells = [[f"{v:.4f}" if k == monitor else str(v) for k, v in row.items()] for row in table]
     say(f"search:\n{as_text([list(table[0]), *cells])}")
     _warn(
-        f"the best of {len(jobs)} on these rows is flattered by the choice; score it on others "
+        f"the best of {len(table)} on these rows is flattered by the choice; score it on others "
         "(mlm evaluate)"
     )
-    chosen = {**settings, **{group: jobs[place][group] for group in ("optimizer", "data")}}
-    return chosen, results[place], table
+    return place, table
+
+
+def _taken(settings: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with what the grid decided in ``job``."""
+    return settings | {group: job[group] for group in ("optimizer", "data")}
 
 
 def prepare(settings: dict[str, Any]) -> Prepared:
@@ -160,12 +176,8 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     trainer = dict(settings["trainer"])
     device = resolve_device(trainer["accelerator"])
     trainer["precision"] = resolve_precision(trainer["precision"], device)
-    steps = len(examples) / data.batch_size  # an epoch
-    budget = choose_budget(settings["budget"], trainer, steps)
-    if budget is None:
+    if choose_budget(settings["budget"], trainer, len(examples) / data.batch_size) is None:
         trainer["max_epochs"] = _DEFAULT_EPOCHS
-    if isinstance(interval := trainer["val_check_interval"], float):
-        trainer["val_check_interval"] = math.ceil(interval * steps)
     _say_what_runs(config, device, trainer["precision"], task)
     resolved = settings | {
         "task": task.name,
@@ -181,9 +193,9 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         "trainer": trainer,
     }
     inputs, targets = task.inputs(validation), task.targets(validation)
-    return Prepared(
-        resolved, task, folder, config, examples, held_out, inputs, targets, train, lora
-    )
+    baselines = functools.cache(lambda: task.reporter().baselines(train, inputs))
+    data_sets = examples, held_out, inputs, targets, baselines
+    return Prepared(resolved, task, folder, config, *data_sets, lora)
 
 
 def _keep_best(

@@ -21,7 +21,7 @@ from mlm.console import say
 from mlm.data.processes import check_processes
 from mlm.errors import RunError, UserError
 from mlm.training.precision import resolve_device
-from tasks.reports import read_json
+from tasks.reporting.text import read_json
 
 # What a run says of itself that is no score.
 NO_SCORES = ("model", "seed", "step", "collapsed")

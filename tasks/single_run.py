@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from mlm.checkpoint import ModelFolder
 from mlm.errors import UserError
-from mlm.files import atomic_file
 from mlm.model.config import EncoderConfig
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
@@ -34,8 +32,6 @@ from mlm.training.logging import (
     LoggingOptions,
     build_loggers,
     close_loggers,
-    log_image,
-    log_table,
     say,
 )
 from mlm.training.optimizers import OptimizerOptions
@@ -47,7 +43,6 @@ from tasks.base import Task
 from tasks.datamodule import FineTuningDataModule
 from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
-from tasks.inference import Predictor
 from tasks.lora import Lora, describe_learning
 from tasks.module import FineTuningModule, KeepBest
 from tasks.options import (
@@ -55,17 +50,13 @@ from tasks.options import (
     DataOptions,
     ModelOptions,
 )
-from tasks.reporting.build import Answered, Baselines, build_report
-from tasks.reporting.write import PICTURE, mistake_table, score_table, write_report
-from tasks.reports import as_csv, as_text, model_card, read_json, write_json
-from tasks.rows import Rows
-
-_SHOWN_PREDICTIONS = 200
+from tasks.reporting.text import model_card, read_json, write_json
+from tasks.scoring import answer_with_best, report, show_answers
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the runs of all seeds share."""
+    """What the runs of all seeds and of a search share."""
 
     settings: dict[str, Any]
     """Every setting, resolved."""
@@ -76,29 +67,32 @@ class Prepared:
     validation: list[Example]
     validation_inputs: list[Any]
     validation_targets: list[Any]
-    train_rows: Rows
+    baselines: Callable[[], Mapping[str, Sequence[Any]]]
+    """What simpler ways decide of the validation rows; worked out when first asked for."""
     lora: Lora | None = None
 
-    @cached_property
-    def baselines(self) -> dict[str, Sequence[Any]]:
-        """What simpler ways decide of the validation rows, the same for all seeds."""
-        return self.task.reporter().baselines(self.train_rows, self.validation_inputs)
 
+def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train once; the scores of the best state on the validation set.
 
-def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
-    """Train with one seed; the scores of the best state on the validation set."""
-    settings, task = prepared.settings, prepared.task
-    if settings["resume"] == "auto" and (run_dir / "results.json").is_file():
+    Args:
+        prepared: what is read already.
+        job: every setting of this run, resolved: those prepared, but for its folder, its seed and
+            what a search has changed.
+    """
+    run_dir, seed, task = Path(job["run_dir"]), job["seed"], prepared.task
+    if job["resume"] == "auto" and (run_dir / "results.json").is_file():
         say(f"{run_dir}: is finished; nothing to go on with")
         return read_json(run_dir / "results.json")
-    start = choose_checkpoint(run_dir, settings["resume"])
-    settings = settings | {"run_dir": str(run_dir), "seed": seed, "seeds": 1, "search": "none"}
-    data, trainer_settings = DataOptions(**settings["data"]), settings["trainer"]
+    start = choose_checkpoint(run_dir, job["resume"])
+    data, trainer_settings = DataOptions(**job["data"]), dict(job["trainer"])
+    steps = len(prepared.train) / data.batch_size  # an epoch
+    if isinstance(interval := trainer_settings["val_check_interval"], float):
+        trainer_settings["val_check_interval"] = math.ceil(interval * steps)
+    settings = {**job, "seeds": 1, "search": "none", "trainer": trainer_settings}
     optimizer = OptimizerOptions(**settings["optimizer"])
     checkpoint = CheckpointOptions(**settings["checkpoint"])
-    budget = choose_budget(
-        settings["budget"], trainer_settings, len(prepared.train) / data.batch_size
-    )
+    budget = choose_budget(settings["budget"], trainer_settings, steps)
     assert isinstance(budget, Budget)
 
     torch.manual_seed(seed)
@@ -159,7 +153,7 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
         loggers,
         files,
     )
-    several = prepared.settings["seeds"] > 1 or prepared.settings["search"] != "none"
+    several = job["seeds"] > 1 or job["search"] != "none"
     if several and trainer.world_size > 1:
         raise UserError(
             "--seeds, --search: several runs are trained on one device; add --trainer.devices 1"
@@ -176,80 +170,22 @@ def run_seed(prepared: Prepared, run_dir: Path, seed: int) -> dict[str, Any]:
     if not trainer.is_global_zero:
         return {}
     module.clock.close()
-    scores = _score_best(prepared, run_dir, loggers, keep_best.best_step or module.spent.steps)
-    close_loggers(loggers)
+    step = keep_best.best_step or module.spent.steps
+    answered = answer_with_best(prepared, run_dir)
+    show_answers(task, answered, run_dir, loggers, step)
     result = {
         "model": str(run_dir / "model"),
         "seed": seed,
         "step": keep_best.best_step,
         "seconds": module.spent.seconds,
-        **scores,
+        "collapsed": task.collapsed(answered.decisions, answered.targets),
+        **answered.scores(),
     }
     write_json(run_dir / "results.json", result)
+    if settings["report"]:
+        report(prepared, answered, run_dir, loggers, step)
+    close_loggers(loggers)
     return result
-
-
-def _score_best(
-    prepared: Prepared, run_dir: Path, loggers: Sequence[Any], step: int
-) -> dict[str, Any]:
-    """What the saved folder, read back, reaches on the validation set, in fp32."""
-    accelerator = prepared.settings["trainer"]["accelerator"]
-    task = prepared.task
-    best = Predictor.from_pretrained(
-        run_dir / "model", resolve_device(accelerator), "fp32", task=type(task)
-    )
-    values, outputs = best.compute_and_keep(prepared.validation, task)
-    for name, table in task.tables(values).items():
-        print(f"{name.replace('_', ' ')}:\n{as_text(table)}", file=sys.stderr)
-        with atomic_file(run_dir / f"{name}.csv") as draft:
-            draft.write_text(as_csv(table), encoding="utf-8")
-        log_table(loggers, f"val/{name}", table[0], table[1:], step)
-    answers = best(prepared.validation_inputs[:_SHOWN_PREDICTIONS])
-    labels = map(task.label_name, prepared.validation_targets[: len(answers)])
-    shown = [a | {"expected": label} for a, label in zip(answers, labels, strict=True)]
-    log_table(
-        loggers,
-        "val/predictions",
-        list(shown[0]),
-        [[str(value) for value in row.values()] for row in shown],
-        step,
-    )
-    answered = Answered(
-        prepared.settings["validation"],
-        prepared.validation_inputs,
-        prepared.validation_targets,
-        prepared.validation,
-        outputs,
-        values,
-    )
-    if prepared.settings["report"]:
-        _report(prepared, answered, run_dir, loggers, step)
-    decisions = task.decisions(answered.inputs, answered.examples, outputs)
-    return {
-        "collapsed": task.collapsed(decisions, prepared.validation_targets),
-        **{name: float(value) for name, value in values.items() if value.ndim == 0},
-    }
-
-
-def _report(
-    prepared: Prepared, answered: Answered, run_dir: Path, loggers: Sequence[Any], step: int
-) -> None:
-    """Write what the scores are worth to ``run_dir/report``, show it, and log it."""
-    report = build_report(
-        prepared.task,
-        answered,
-        Baselines(prepared.settings["train"], prepared.baselines),
-        precision=prepared.settings["report_precision"],
-    )
-    write_report(run_dir / "report", report)
-    table = score_table(report)
-    print(f"scores:\n{as_text(table)}", file=sys.stderr)
-    log_table(loggers, "val/scores", table[0], table[1:], step)
-    if report["mistakes"]:
-        table = mistake_table(report)
-        log_table(loggers, "val/mistakes", table[0], table[1:], step)
-    if "calibration" in report:
-        log_image(loggers, "val/reliability", run_dir / "report" / PICTURE, step)
 
 
 class _ModelSaver:

@@ -12,6 +12,9 @@ from mlm.errors import UserError
 from tasks.options import add_inference_arguments, add_report_precision, check_precision
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.encoding import Example
     from tasks.inference import Predictor
     from tasks.reporting.build import Answered
     from tasks.rows import Rows
@@ -75,7 +78,7 @@ def run(args: Any) -> None:
     from mlm.checkpoint import read_folder
     from mlm.memory import keep_freed_memory
     from tasks.folders import has_task
-    from tasks.reports import as_json, write_json
+    from tasks.reporting.text import as_json, write_json
 
     keep_freed_memory()
     check_precision(args.report_precision)
@@ -101,7 +104,7 @@ def evaluate_task(args: Any) -> dict[str, float]:
     from mlm.training.logging import say
     from tasks.inference import Predictor
     from tasks.options import with_text_column
-    from tasks.reports import as_text
+    from tasks.reporting.text import as_text
     from tasks.rows import Rows
 
     if Path(args.data.path).is_dir():
@@ -120,43 +123,51 @@ def evaluate_task(args: Any) -> dict[str, float]:
         )
         if path is not None
     }
-    answered = answer(predictor, tables["data"])
-    for line in task.remarks(tables["data"]):
+    rows = tables["data"]
+    examples = task.examples(rows, predictor.tokenizer)  # mistakes before warnings
+    for line in task.remarks(rows):
         say(f"warning: {line}")
-    values = answered.metrics
-    if args.report is not None:
-        write_evaluation_report(args, predictor, answered, tables)
+    if args.report is None:
+        values = predictor.compute(examples)
+    else:
+        values = report(args, predictor, tables, examples)
     for name, table in task.tables(values).items():
         print(f"{name.replace('_', ' ')}:\n{as_text(table)}", file=sys.stderr)
     return {name: float(value) for name, value in values.items() if value.ndim == 0}
 
 
-def answer(predictor: Predictor, rows: Rows) -> Answered:
-    """What a model makes of labelled rows."""
-    from tasks.reporting.build import Answered
+def report(
+    args: Any, predictor: Predictor, tables: Mapping[str, Rows], examples: list[Example]
+) -> dict[str, Tensor]:
+    """Write what the scores are worth to the folder asked for; the metrics.
 
-    task = predictor.task
-    inputs, targets = task.inputs(rows), task.targets(rows)
-    examples = task.examples(rows, predictor.tokenizer)
-    values, outputs = predictor.compute_and_keep(examples)
-    return Answered(str(rows.path), inputs, targets, examples, outputs, values)
-
-
-def write_evaluation_report(
-    args: Any, predictor: Predictor, answered: Answered, tables: Mapping[str, Rows]
-) -> None:
-    """What the scores are worth, in the folder that was asked for."""
-    from tasks.reporting.build import Baselines, build_report
+    Args:
+        args: of the command.
+        predictor: the model.
+        tables: `data`, and `train` and `validation` where they are given.
+        examples: of `data`.
+    """
+    from tasks.reporting.build import Baselines, answer, build_report
     from tasks.reporting.write import write_report
 
     task, baselines, validation = predictor.task, None, None
+
+    def answered(rows: Rows, examples: list[Example]) -> Answered:
+        return answer(
+            predictor, task, str(rows.path), examples, task.inputs(rows), task.targets(rows)
+        )
+
+    found = answered(tables["data"], examples)
     if (train := tables.get("train")) is not None:
-        found = task.reporter().baselines(train, answered.inputs)
-        baselines = Baselines(str(train.path), found)
+        decisions = task.reporter().baselines(train, found.inputs)
+        baselines = Baselines(str(train.path), decisions)
     if (rows := tables.get("validation")) is not None:
-        validation = answer(predictor, rows)
-    report = build_report(task, answered, baselines, validation, args.report_precision)
-    write_report(Path(args.report), report)
+        validation = answered(rows, task.examples(rows, predictor.tokenizer))
+    write_report(
+        Path(args.report),
+        build_report(task, found, baselines, validation, args.report_precision),
+    )
+    return found.metrics
 
 
 def evaluate_pretrained(args: Any) -> dict[str, float]:

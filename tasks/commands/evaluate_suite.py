@@ -51,7 +51,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: Any) -> None:
     """Write `suite.json` and `suite.md`, and print a line of JSON a set."""
-    from tasks.reports import as_json
+    from tasks.reporting.text import as_json
     from tasks.suite.plan import choose_sets
     from tasks.suite.run import SuiteOptions, evaluate_suite
 

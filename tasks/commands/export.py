@@ -49,7 +49,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 def run(args: jsonargparse.Namespace) -> None:
     """Write the folder, upload it where asked, and print what was found on the way."""
     from mlm.checkpoint import read_folder
-    from tasks.reports import as_json
+    from tasks.reporting.text import as_json
 
     if args.format is None and args.push_to_hub is None:
         raise UserError("say what to export to: --format onnx|sentence-transformers, --push_to_hub")

@@ -100,7 +100,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: Any) -> None:
     """Train, leave a model folder at ``run_dir/model``, and print its scores as JSON."""
     from tasks.finetuning import finetune
-    from tasks.reports import as_json
+    from tasks.reporting.text import as_json
 
     if result := finetune(settings(args)):
         print(as_json(result))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +23,9 @@ from tasks.reporting.statistics import (
     threshold_for,
 )
 
+if TYPE_CHECKING:
+    from tasks.inference import Predictor
+
 _SHOWN_MISTAKES = 50
 _MOST_LABELS = 50
 
@@ -39,6 +42,35 @@ class Answered:
     """Of each example, on the CPU in fp32."""
     metrics: dict[str, Tensor]
     """As `Predictor.compute` gives them."""
+    decisions: Sequence[Any]
+    """As `Task.decisions` gives them."""
+
+    def scores(self) -> dict[str, float]:
+        """The metrics that are one number each."""
+        return {name: float(x) for name, x in self.metrics.items() if x.ndim == 0}
+
+
+def answer(
+    predictor: Predictor,
+    task: Task,
+    path: str,
+    examples: Sequence[Example],
+    inputs: Sequence[Any],
+    targets: Sequence[Any],
+) -> Answered:
+    """What a model makes of the rows of a table.
+
+    Args:
+        predictor: the model.
+        task: that made the rest of the table.
+        path: the table's.
+        examples: labelled, as `Task.examples` gives them.
+        inputs: as `Task.inputs` gives them.
+        targets: as `Task.targets` gives them.
+    """
+    metrics, outputs = predictor.compute_and_keep(examples, task)
+    decisions = task.decisions(inputs, examples, outputs)
+    return Answered(path, inputs, targets, examples, outputs, metrics, decisions)
 
 
 @dataclass(frozen=True)
@@ -63,18 +95,17 @@ def build_report(
         task: that numbered the targets.
         answered: the rows that it is judged by.
         baselines: what simpler ways decide of the rows.
-        validation: other rows, that the temperature and the thresholds are chosen on; without it
-            those judged by are the validation set: the temperature's effect is then measured on
-            halves that it was not fitted on, and the thresholds where they were chosen.
+        validation: the rows that the temperature and the thresholds are chosen on; without any
+            there are none. Where these are the rows judged by themselves, the temperature's effect
+            is measured on halves that it was not fitted on.
         precision: wanted of each label from its threshold on.
     """
     reporter = task.reporter()
-    decisions = task.decisions(answered.inputs, answered.examples, answered.outputs)
     report: dict[str, Any] = {
         "task": task.name,
         "data": answered.path,
         "rows": len(answered.inputs),
-        "scores": _scores(reporter, decisions, answered),
+        "scores": _scores(reporter, answered),
         "baselines": {},
     }
     if baselines is not None:
@@ -87,29 +118,29 @@ def build_report(
         report[name] = table
     judged = _judge(reporter, answered)
     if judged is not None:
-        other = None if validation is None else _judge(reporter, validation)
-        chosen_on = answered.path if validation is None else validation.path
-        report["calibration"] = {"fitted_on": chosen_on, **_calibration(judged, other)}
-        if judged.labels:
-            report["thresholds"] = {
-                "precision": precision,
-                "chosen_on": chosen_on,
-                "labels": _thresholds(judged, other or judged, precision),
-            }
-    report["mistakes"] = _mistakes(task, reporter, answered, decisions, judged)
+        report["calibration"] = _calibration(judged)
+        if validation is not None:
+            other = judged if validation is answered else _judge(reporter, validation)
+            assert other is not None
+            report["temperature"] = {"fitted_on": validation.path, **_temperature(judged, other)}
+            if judged.labels:
+                report["thresholds"] = {
+                    "precision": precision,
+                    "chosen_on": validation.path,
+                    "labels": _thresholds(judged, other, precision),
+                }
+    report["mistakes"] = _mistakes(task, reporter, answered, judged)
     return report
 
 
-def _scores(
-    reporter: Reporter, decisions: Sequence[Any], answered: Answered
-) -> dict[str, dict[str, float]]:
+def _scores(reporter: Reporter, answered: Answered) -> dict[str, dict[str, float]]:
     """Each metric that is a number, with the ends of its interval where there is one."""
-    plain = {name: float(x) for name, x in answered.metrics.items() if x.ndim == 0}
-    evidence = reporter.evidence(decisions, answered.targets) if decisions else None
+    decided = answered.decisions
+    evidence = reporter.evidence(decided, answered.targets) if decided else None
     intervals = {} if evidence is None else bootstrap(evidence, reporter.scores_of)
     return {
         name: {"value": value} | dict(zip(("low", "high"), intervals.get(name, ()), strict=False))
-        for name, value in plain.items()
+        for name, value in answered.scores().items()
     }
 
 
@@ -117,24 +148,21 @@ def _judge(reporter: Reporter, answered: Answered) -> Judged | None:
     return reporter.judged(answered.examples, answered.outputs, answered.targets)
 
 
-def _calibration(judged: Judged, other: Judged | None) -> dict[str, Any]:
-    """How far probabilities are off, and what a temperature makes of it."""
-    table = reliability(*confidences(judged.logits, judged.targets))
-    fitted = other or judged
-    temperature = fit_temperature(fitted.logits, fitted.targets)
-    scaled = (
-        cross_fitted_error(judged.logits, judged.targets)
-        if other is None
-        else calibration_error(
-            reliability(*confidences(judged.logits, judged.targets, temperature))
-        )
-    )
-    return {
-        "expected_error": calibration_error(table),
-        "temperature": temperature,
-        "expected_error_with_temperature": scaled,
-        "bins": table,
-    }
+def _calibration(judged: Judged) -> dict[str, Any]:
+    """How far probabilities are off."""
+    bins = reliability(*confidences(judged.logits, judged.targets))
+    return {"expected_error": calibration_error(bins), "bins": bins}
+
+
+def _temperature(judged: Judged, fitted_on: Judged) -> dict[str, float]:
+    """What to divide logits by, and what that makes of how far probabilities are off."""
+    temperature = fit_temperature(fitted_on.logits, fitted_on.targets)
+    if fitted_on is judged:
+        error = cross_fitted_error(judged.logits, judged.targets)
+    else:
+        found = confidences(judged.logits, judged.targets, temperature)
+        error = calibration_error(reliability(*found))
+    return {"temperature": temperature, "expected_error": error}
 
 
 def _thresholds(judged: Judged, chosen_on: Judged, precision: float) -> dict[str, Any]:
@@ -152,14 +180,11 @@ def _thresholds(judged: Judged, chosen_on: Judged, precision: float) -> dict[str
 
 
 def _mistakes(
-    task: Task,
-    reporter: Reporter,
-    answered: Answered,
-    decisions: Sequence[Any],
-    judged: Judged | None,
+    task: Task, reporter: Reporter, answered: Answered, judged: Judged | None
 ) -> list[dict[str, Any]]:
     """The worst mistakes, the worst first; rows counted from 1."""
-    wrongness = reporter.wrongness(decisions, answered.targets, judged) if decisions else None
+    decided = answered.decisions
+    wrongness = reporter.wrongness(decided, answered.targets, judged) if decided else None
     if wrongness is None:
         return []
     order = np.argsort(-wrongness, kind="stable")[:_SHOWN_MISTAKES]
@@ -168,7 +193,7 @@ def _mistakes(
             "row": int(row) + 1,
             **task.shown(answered.inputs[row]),
             "expected": task.label_name(answered.targets[row]),
-            "predicted": task.label_name(decisions[row]),
+            "predicted": task.label_name(decided[row]),
             reporter.wrongness_is: float(wrongness[row]),
         }
         for row in order

@@ -107,23 +107,13 @@ class SingleLabelReporter(Reporter):
     ) -> Judged:
         """The classes' probabilities."""
         logits = self.task.of_texts(examples, outputs)
-        true = torch.tensor(targets)
-        classes = torch.arange(logits.shape[-1])
-        return Judged(
-            logits,
-            true,
-            self.task.settings.labels,
-            logits.double().softmax(-1).numpy(),
-            (true[:, None] == classes).numpy(),
-        )
+        return _one_of_several(logits, targets, self.task.settings.labels)
 
     def wrongness(
         self, decisions: Sequence[Any], targets: Sequence[Any], judged: Judged | None
     ) -> np.ndarray:
         """How sure it was of a wrong class."""
-        assert judged is not None
-        sure = judged.probabilities.max(-1)
-        return np.where(np.asarray(decisions) == np.asarray(targets), 0.0, sure)
+        return _sure_and_wrong(decisions, targets, judged)
 
 
 class ChoiceReporter(Reporter):
@@ -158,19 +148,13 @@ class ChoiceReporter(Reporter):
         self, examples: Sequence[Example], outputs: Sequence[Tensor], targets: Sequence[Any]
     ) -> Judged:
         """The choices' probabilities; a place is no label that a threshold could be for."""
-        logits = torch.stack(list(outputs))
-        probabilities = logits.double().softmax(-1).numpy()
-        true = torch.tensor(targets)
-        members = (true[:, None] == torch.arange(logits.shape[-1])).numpy()
-        return Judged(logits, true, (), probabilities, members)
+        return _one_of_several(torch.stack(list(outputs)), targets, ())
 
     def wrongness(
         self, decisions: Sequence[Any], targets: Sequence[Any], judged: Judged | None
     ) -> np.ndarray:
         """How sure it was of a wrong choice."""
-        assert judged is not None
-        sure = judged.probabilities.max(-1)
-        return np.where(np.asarray(decisions) == np.asarray(targets), 0.0, sure)
+        return _sure_and_wrong(decisions, targets, judged)
 
 
 class MultiLabelReporter(Reporter):
@@ -315,3 +299,20 @@ class AnswerReporter(Reporter):
 def joined(inputs: Sequence[Sequence[str]]) -> list[str]:
     """The texts of each input as one."""
     return ["\n".join(texts) for texts in inputs]
+
+
+def _one_of_several(logits: Tensor, targets: Sequence[int], labels: tuple[str, ...]) -> Judged:
+    """(N, C) logits of one out of C, of which ``labels`` are the names."""
+    true = torch.tensor(targets)
+    members = true[:, None] == torch.arange(logits.shape[-1])
+    probabilities = logits.double().softmax(-1)
+    return Judged(logits, true, labels, probabilities.numpy(), members.numpy())
+
+
+def _sure_and_wrong(
+    decisions: Sequence[int], targets: Sequence[int], judged: Judged | None
+) -> np.ndarray:
+    """(N,) the probability of what was decided where that is wrong, and else 0."""
+    assert judged is not None
+    sure = judged.probabilities.max(-1)
+    return np.where(np.asarray(decisions) == np.asarray(targets), 0.0, sure)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm.files import atomic_file
-from tasks.reports import write_json
+from tasks.reporting.text import write_json
 
 PICTURE = "reliability.png"
 _SHOWN = 20
@@ -55,7 +55,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     if report["baselines"]:
         parts += ["", f"The baselines learnt from {report['baseline_data']}."]
     if "calibration" in report:
-        parts += _calibration(report["calibration"], report["data"])
+        parts += _calibration(report)
     if "thresholds" in report:
         parts += _thresholds(report["thresholds"], report["data"])
     if table := report.get("confusion_matrix"):
@@ -68,22 +68,20 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _calibration(found: Mapping[str, Any], data: str) -> list[str]:
-    where = (
-        "each half of the rows by a temperature of the other half"
-        if found["fitted_on"] == data
-        else f"fitted on {found['fitted_on']}"
-    )
-    return [
-        "",
-        "## Calibration",
-        "",
-        f"Expected calibration error {found['expected_error']:.4f}; with logits divided by "
-        f"{found['temperature']:.3f} it is {found['expected_error_with_temperature']:.4f} "
-        f"({where}).",
-        "",
-        "![How often answers of a confidence are right](" + PICTURE + ")",
-    ]
+def _calibration(report: Mapping[str, Any]) -> list[str]:
+    lines = [f"Expected calibration error {report['calibration']['expected_error']:.4f}."]
+    if found := report.get("temperature"):
+        where = (
+            "each half of the rows by a temperature of the other half"
+            if found["fitted_on"] == report["data"]
+            else f"fitted on {found['fitted_on']}"
+        )
+        lines.append(
+            f"With logits divided by {found['temperature']:.3f} it is "
+            f"{found['expected_error']:.4f} ({where})."
+        )
+    picture = f"![How often answers of a confidence are right]({PICTURE})"
+    return ["", "## Calibration", "", " ".join(lines), "", picture]
 
 
 def _thresholds(found: Mapping[str, Any], data: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm.files import atomic_file
-from tasks.reports import write_json
+from tasks.reporting.text import write_json
 
 _HEADER = ("set", "metric", "mean", "std", "median", "values", "train", "test", "seconds")
 

@@ -27,7 +27,7 @@ from mlm.training.precision import resolve_device
 from mlm.weights import digest
 from tasks.finetuning import finetune
 from tasks.inference import Predictor
-from tasks.reports import as_json, write_json
+from tasks.reporting.text import as_json, write_json
 from tasks.rows import Rows
 from tasks.suite.checks import check_set
 from tasks.suite.data import count_rows, cut, keep, kept, read_sources

@@ -22,7 +22,7 @@ from mlm.cli import main
 from tasks.base import find_task
 from tasks.inference import Predictor
 from tasks.reporting.baselines import bag_of_words, majority
-from tasks.reporting.build import Answered, build_report
+from tasks.reporting.build import answer, build_report
 from tasks.reporting.statistics import (
     at_threshold,
     bootstrap,
@@ -157,9 +157,7 @@ SETTINGS = {"sentence_embedding": {"label_column": "label"}}
 def answered(predictor, rows):
     task = predictor.task
     examples = task.examples(rows, predictor.tokenizer)
-    values, outputs = predictor.compute_and_keep(examples)
-    inputs, targets = task.inputs(rows), task.targets(rows)
-    return Answered(str(rows.path), inputs, targets, examples, outputs, values)
+    return answer(predictor, task, str(rows.path), examples, task.inputs(rows), task.targets(rows))
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -173,8 +171,7 @@ def test_scores_of_the_evidence_are_the_tasks_own(name, tmp_path, tokenizer):
     report = build_report(predictor.task, data)
     assert report["rows"] == 60
     reporter = predictor.task.reporter()
-    decisions = predictor.task.decisions(data.inputs, data.examples, data.outputs)
-    found = reporter.scores_of(reporter.evidence(decisions, data.targets))
+    found = reporter.scores_of(reporter.evidence(data.decisions, data.targets))
     own = {n: float(v) for n, v in data.metrics.items() if v.ndim == 0 and n != "loss"}
     assert found == pytest.approx(own, abs=1e-4, rel=1e-5)
     for score in own:
@@ -189,7 +186,8 @@ def test_labels_not_trained_on_are_mistakes(tmp_path, tokenizer, classifier):
     rows = [*toy_rows(40, 3), *((text, "new") for text, _ in toy_rows(20, 4))]
     data = Rows.read(write_csv(tmp_path / "test.csv", ["text", "label"], rows))
     predictor = Predictor.from_pretrained(classifier, "cpu", "fp32")
-    report = build_report(predictor.task, answered(predictor, data))
+    found = answered(predictor, data)
+    report = build_report(predictor.task, found, validation=found)
     assert report["scores"]["accuracy"]["value"] <= 40 / 60
     assert len([m for m in report["mistakes"] if m["expected"] == "new"]) == 20
     assert set(report["thresholds"]["labels"]) == {"neg", "pos"}
@@ -232,7 +230,7 @@ def test_evaluate_writes_a_report(classifier, toy, tmp_path, capsys):
     assert {name: x["value"] for name, x in report["scores"].items()} == pytest.approx(scores)
     assert report["baselines"]["majority class"]["accuracy"] == 0.5
     assert report["baselines"]["bag of words"]["accuracy"] > 0.95
-    assert report["calibration"]["fitted_on"] == str(toy["validation"])
+    assert report["temperature"]["fitted_on"] == str(toy["validation"])
     assert report["thresholds"]["precision"] == 0.9
     mistakes = [m["confidence"] for m in report["mistakes"]]
     assert mistakes == sorted(mistakes, reverse=True)
@@ -242,6 +240,18 @@ def test_evaluate_writes_a_report(classifier, toy, tmp_path, capsys):
     for part in ("| accuracy |", "bag of words", "## Calibration", "## Confusion matrix"):
         assert part in text
     assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_chosen_on_the_rows_that_are_scored(classifier, toy, tmp_path, capsys):
+    words = f"evaluate --model {classifier} --data {toy['test']} --report {tmp_path}/report"
+    assert main(f"{words} --device cpu".split()) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["calibration"]["expected_error"] > 0
+    assert not {"temperature", "thresholds"} & report.keys()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Calibration" in text
+    assert "divided by" not in text
+    assert "## Thresholds" not in text
 
 
 @pytest.mark.parametrize(
@@ -278,7 +288,7 @@ def test_finetune_leaves_a_report(seeds, toy, pretrained, tmp_path, capsys):
     accuracy = results["accuracy"]
     assert value == (accuracy if seeds == 1 else max(accuracy["values"]))
     assert report["baselines"]["bag of words"]["accuracy"] > 0.9
-    assert report["calibration"]["fitted_on"] == report["data"] == str(toy["validation"])
+    assert report["temperature"]["fitted_on"] == report["data"] == str(toy["validation"])
     assert "bag of words" in capsys.readouterr().err
 
 
