@@ -26,9 +26,10 @@ from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from tasks.encoding import Example, encode_texts
 from tasks.heads import TaskModel, check_layers, default_pooling
-from tasks.options import SPECIFIC, LossOptions, TaskSettings, read_settings
+from tasks.options import LossOptions
 from tasks.pooling import check_pooling
 from tasks.rows import Rows, find_columns
+from tasks.settings import SPECIFIC, TaskSettings, read_settings
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -66,7 +67,7 @@ class Task(abc.ABC):
     label_column: ClassVar[str] = "label"
     """The column with what is to be predicted, where none is named."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Which of the settings in `tasks.options.SPECIFIC` it reads; others are refused."""
+    """Which of the settings in `tasks.settings.SPECIFIC` it reads; others are refused."""
     usage: ClassVar[str] = 'mlm predict --model this/folder --text "…"'
     """The command on the model card."""
     losses: ClassVar[frozenset[str]] = frozenset()

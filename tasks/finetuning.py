@@ -30,19 +30,18 @@ from tasks.base import Task, find_task
 from tasks.encoding import Example
 from tasks.lora import plan_lora
 from tasks.options import (
-    SPECIFIC,
     CheckpointOptions,
     DataOptions,
     LoraOptions,
     LossOptions,
     ModelOptions,
     check_precision,
-    task_settings,
 )
 from tasks.reporting.text import as_text, write_json
 from tasks.rows import Rows
 from tasks.search import described, grid_jobs
 from tasks.seeds import best_of, count_workers, jobs_of, summarise, train_in_processes
+from tasks.settings import SPECIFIC, task_settings
 from tasks.single_run import Prepared, run_seed
 
 _DEFAULT_EPOCHS = 3

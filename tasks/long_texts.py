@@ -21,8 +21,8 @@ from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from tasks.base import Task
 from tasks.encoding import Example, check_length
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection

@@ -25,8 +25,8 @@ from tasks.encoding import Example
 from tasks.heads import PooledHead
 from tasks.long_texts import LongTextTask, log_mean_exp_by
 from tasks.losses import binary_cross_entropy, binary_symmetric_kl, positive_weights
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 from tasks.text_classification import check_given, label_text, listed, sort_labels
 
 if TYPE_CHECKING:

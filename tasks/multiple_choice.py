@@ -27,8 +27,8 @@ from tasks.choices import LABEL_COLUMNS, choice_columns, read_choices, read_righ
 from tasks.encoding import Example, Texts, encode_texts
 from tasks.heads import PooledHead
 from tasks.losses import cross_entropy, symmetric_kl
-from tasks.options import TaskSettings
 from tasks.rows import Rows, find_columns
+from tasks.settings import TaskSettings
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

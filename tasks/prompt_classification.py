@@ -31,8 +31,8 @@ from mlm.model.heads import LM_HEADS, LinearLMHead, MaskedLMHead
 from tasks.encoding import Example
 from tasks.heads import TaskModel
 from tasks.long_texts import kept, whole, windows
-from tasks.options import TaskSettings
 from tasks.rows import Rows, find_columns
+from tasks.settings import TaskSettings
 from tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.encoding import Example
 from tasks.heads import SpanHead
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 from tasks.spans import Found, Reference, Window, best_spans, choose, context_of
 from tasks.squad import exact_match, f1, find_answer_column, read_answers
 from tasks.windows import WindowTask, encode_contexts

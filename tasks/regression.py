@@ -17,8 +17,8 @@ from mlm.model.config import EncoderConfig
 from tasks.encoding import Example
 from tasks.heads import PooledHead
 from tasks.long_texts import LongTextTask, mean_by
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

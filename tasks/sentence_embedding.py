@@ -26,9 +26,10 @@ from mlm.model.pooling import POOLINGS
 from mlm.sentence_vectors import SentenceVectors, kept_vectors
 from tasks.base import Task
 from tasks.encoding import Example, Texts, encode_texts
-from tasks.options import LossOptions, TaskSettings
+from tasks.options import LossOptions
 from tasks.pair_losses import SCORED, UNSCORED, cosines
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

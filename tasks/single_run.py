@@ -45,11 +45,7 @@ from tasks.encoding import Example
 from tasks.folders import save_task_folder, start_model
 from tasks.lora import Lora, describe_learning
 from tasks.module import FineTuningModule, KeepBest
-from tasks.options import (
-    CheckpointOptions,
-    DataOptions,
-    ModelOptions,
-)
+from tasks.options import CheckpointOptions, DataOptions, ModelOptions
 from tasks.reporting.text import model_card, read_json, write_json
 from tasks.scoring import answer_with_best, report, show_answers
 

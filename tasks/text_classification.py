@@ -17,8 +17,8 @@ from tasks.encoding import Example
 from tasks.heads import PooledHead
 from tasks.long_texts import LongTextTask, log_mean_exp_by
 from tasks.losses import IGNORED, balanced_weights, cross_entropy, symmetric_kl
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection

@@ -25,7 +25,6 @@ from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.encoding import Example
 from tasks.heads import TokenHead
-from tasks.options import TaskSettings
 from tasks.rows import Rows
 from tasks.sentences import (
     Sentence,
@@ -36,6 +35,7 @@ from tasks.sentences import (
     text_of,
     words_of,
 )
+from tasks.settings import TaskSettings
 from tasks.tags import OUTSIDE, Word, entities, mark_entities
 from tasks.text_classification import sort_labels
 from tasks.windows import WindowTask, encode_words

@@ -19,7 +19,7 @@ from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.base import Task
 from tasks.encoding import CHUNK, Example, check_length
-from tasks.options import TaskSettings
+from tasks.settings import TaskSettings
 
 
 def windows(length: int, room: int, stride: int) -> list[slice]:

@@ -84,7 +84,8 @@ def build_fine_tuning(loaded):
     from mlm.training.optimizers import OptimizerOptions
     from mlm.training.trainer import choose_budget
     from tasks.base import find_task
-    from tasks.options import CheckpointOptions, DataOptions, ModelOptions, task_settings
+    from tasks.options import CheckpointOptions, DataOptions, ModelOptions
+    from tasks.settings import task_settings
 
     data = DataOptions(**loaded["data"])
     assert data.labels is None, "a shipped config never fixes the label set"

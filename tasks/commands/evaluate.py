@@ -103,9 +103,9 @@ def evaluate_task(args: Any) -> dict[str, float]:
 
     from mlm.training.logging import say
     from tasks.inference import Predictor
-    from tasks.options import with_text_column
     from tasks.reporting.text import as_text
     from tasks.rows import Rows
+    from tasks.settings import with_text_column
 
     if Path(args.data.path).is_dir():
         raise UserError(f"{args.data.path}: is a folder; a fine-tuned model takes a table")

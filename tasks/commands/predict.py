@@ -65,8 +65,8 @@ def run(args: Any) -> None:
 def read_inputs(path: str, predictor: Predictor, columns: str | list[str] | None) -> list[Any]:
     """The inputs in a file: a table with the task's columns, or a `.txt` with one a line."""
     from mlm.data.tables import read_table, read_texts
-    from tasks.options import with_text_column
     from tasks.rows import Rows
+    from tasks.settings import with_text_column
 
     task = predictor.task
     task.settings = with_text_column(task.settings, columns)

@@ -13,8 +13,9 @@ from mlm.training.logging import LoggingOptions
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.trainer import check_trainer, choose_budget
 from tasks.base import Task, find_task
-from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions, task_settings
+from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions
 from tasks.rows import Rows
+from tasks.settings import task_settings
 from tasks.suite.data import cut, read_sources
 from tasks.suite.plan import SuiteSet
 

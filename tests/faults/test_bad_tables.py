@@ -22,8 +22,8 @@ from tasks.base import find_task
 from tasks.commands import finetune
 from tasks.folders import save_task_folder
 from tasks.heads import TaskModel
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 PAIRS = [("sentence1", "sentence2", "label"), *((f"a {i}", f"b {i}", i % 3) for i in range(9))]
 SINGLES = [("text", "label"), *((f"text {i}", i % 3) for i in range(9))]

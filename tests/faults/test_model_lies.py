@@ -21,7 +21,7 @@ from mlm.errors import UserError
 from mlm.inference import Embedder, fill_masks
 from tasks.base import TASKS, find_task
 from tasks.inference import Predictor
-from tasks.options import TaskSettings
+from tasks.settings import TaskSettings
 
 WEIGHT = "bert.encoder.layer.1.output.dense.weight"
 

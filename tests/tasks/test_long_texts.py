@@ -18,8 +18,8 @@ from mlm.errors import UserError
 from tasks.inference import Predictor
 from tasks.long_texts import TRUNCATIONS, kept, log_mean_exp_by, mean_by, windows
 from tasks.metrics import PerText
-from tasks.options import TaskSettings
 from tasks.regression import Regression
+from tasks.settings import TaskSettings
 from tasks.text_classification import TextClassification
 
 WORDS = 30

@@ -20,8 +20,9 @@ from mlm.training.optimizers import OptimizerOptions
 from tasks.heads import TaskModel
 from tasks.losses import IGNORED, balanced_weights, cross_entropy, symmetric_kl
 from tasks.module import FineTuningModule
-from tasks.options import LossOptions, TaskSettings
+from tasks.options import LossOptions
 from tasks.regression import Regression
+from tasks.settings import TaskSettings
 from tasks.text_classification import TextClassification
 
 LABELS = torch.tensor([0, 2, 1, 1, 3, IGNORED])

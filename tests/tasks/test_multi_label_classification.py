@@ -18,8 +18,9 @@ from mlm.errors import UserError
 from tasks.inference import Predictor
 from tasks.losses import binary_cross_entropy, binary_symmetric_kl, positive_weights
 from tasks.multi_label_classification import MultiLabelClassification, read_labels
-from tasks.options import LossOptions, TaskSettings
+from tasks.options import LossOptions
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 TASK = "--task multi_label_classification"
 # class: the words that tell it

@@ -17,8 +17,8 @@ from mlm.huggingface import native_class
 from tasks.folders import load_task_folder
 from tasks.inference import Predictor
 from tasks.multiple_choice import MultipleChoice
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 
 def choice_rows(count, seed, choices=3):

@@ -16,8 +16,9 @@ from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from tasks.folders import load_task_folder, start_model
 from tasks.inference import Predictor
-from tasks.options import ModelOptions, TaskSettings
+from tasks.options import ModelOptions
 from tasks.prompt_classification import PromptClassification, fill, word_ids
+from tasks.settings import TaskSettings
 
 PATTERN = "{text} the film is [MASK]"
 WORDS = {"neg": ["dull", "boring"], "pos": ["wonderful"]}

@@ -25,9 +25,9 @@ from mlm.training.metrics_csv import read_metrics
 from tasks import QuestionAnswerer
 from tasks.heads import SpanHead
 from tasks.inference import Predictor
-from tasks.options import TaskSettings
 from tasks.question_answering import QuestionAnswering, find_span
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 from tasks.spans import Found, best_spans, choose, context_of
 from tasks.squad import best_over, exact_match, f1, normalize_answer
 from tasks.windows import encode_contexts

@@ -8,8 +8,8 @@ from toy import number_rows, table, toy_config
 from mlm.batch import ragged
 from mlm.errors import UserError
 from tasks.heads import TaskModel
-from tasks.options import TaskSettings
 from tasks.regression import Regression
+from tasks.settings import TaskSettings
 
 HEADER = ["sentence1", "sentence2", "label"]
 

@@ -16,10 +16,10 @@ from toy import toy_rows, write_csv
 
 from mlm.errors import RunError, UserError
 from tasks import seeds
-from tasks.options import TaskSettings
 from tasks.question_answering import QuestionAnswering
 from tasks.regression import Regression
 from tasks.seeds import best_of, count_workers, spread, train_in_processes
+from tasks.settings import TaskSettings
 from tasks.text_classification import TextClassification
 from tasks.token_classification import TokenClassification
 

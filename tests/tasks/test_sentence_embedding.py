@@ -20,11 +20,12 @@ from mlm.errors import UserError
 from mlm.inference import Embedder
 from tasks.heads import TaskModel
 from tasks.inference import Predictor
-from tasks.options import LossOptions, TaskSettings
+from tasks.options import LossOptions
 from tasks.pair_losses import cosent, cosines, in_batch_negatives, not_wrong, squared_error
 from tasks.pair_metrics import WholeSet, retrieval
 from tasks.rows import Rows
 from tasks.sentence_embedding import SentenceEmbedding
+from tasks.settings import TaskSettings
 
 PAIR = ["sentence1", "sentence2"]
 SCORED = TaskSettings(label_column="label")

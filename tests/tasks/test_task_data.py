@@ -15,8 +15,9 @@ from tasks.base import TASKS, Task, find_task
 from tasks.commands.finetune import add_arguments
 from tasks.datamodule import TrainingBatches, pool_rows
 from tasks.encoding import encode_texts
-from tasks.options import DataOptions, ModelOptions, TaskSettings, task_settings, with_text_column
+from tasks.options import DataOptions, ModelOptions
 from tasks.rows import Rows
+from tasks.settings import TaskSettings, task_settings, with_text_column
 from tasks.text_classification import TextClassification
 
 

@@ -13,8 +13,9 @@ from mlm.model.pooling import pool_cls, pool_max, pool_mean
 from tasks.base import find_task
 from tasks.folders import load_task_folder, save_task_folder, start_model
 from tasks.heads import PooledHead, TaskModel, TokenHead, default_pooling
-from tasks.options import ModelOptions, TaskSettings
+from tasks.options import ModelOptions
 from tasks.pooling import AttentionPooling, ScalarMix, attention_pool
+from tasks.settings import TaskSettings
 
 SEQUENCES = [[2, 9, 8, 7, 3], [2, 3], [2, 11, 3], [2, 5, 6, 7, 8, 9, 10, 3]]
 

@@ -8,7 +8,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews
 from toy import table, toy_config
 
 from mlm.errors import UserError
-from tasks.options import DataOptions, ModelOptions, TaskSettings, task_settings
+from tasks.options import DataOptions, ModelOptions
+from tasks.settings import TaskSettings, task_settings
 from tasks.text_classification import TextClassification, label_text, sort_labels
 
 

@@ -20,8 +20,8 @@ from mlm.errors import UserError
 from mlm.training.metrics_csv import read_metrics
 from tasks import Tagger
 from tasks.inference import Predictor
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 from tasks.tags import entities, split_words
 from tasks.token_classification import IGNORED, TokenClassification
 from tasks.windows import cut, encode_words, most_context, windows

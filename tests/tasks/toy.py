@@ -13,8 +13,8 @@ from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from tasks.folders import save_task_folder
 from tasks.heads import TaskModel
-from tasks.options import TaskSettings
 from tasks.rows import Rows
+from tasks.settings import TaskSettings
 
 GOOD = ["wonderful", "moving", "funny", "brilliant"]
 BAD = ["dull", "clumsy", "boring", "awful"]
