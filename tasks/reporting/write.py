@@ -38,7 +38,7 @@ def score_table(report: Mapping[str, Any]) -> list[list[str]]:
 def mistake_table(report: Mapping[str, Any]) -> list[list[str]]:
     """A line a mistake, the worst first."""
     mistakes = report["mistakes"]
-    return [list(mistakes[0]), *([_cell(v) for v in m.values()] for m in mistakes)]
+    return [list(mistakes[0]), *([_text(v) for v in m.values()] for m in mistakes)]
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
@@ -103,18 +103,20 @@ def _thresholds(found: Mapping[str, Any], data: str) -> list[str]:
     ]
 
 
-def _table(lines: Sequence[Sequence[str]]) -> list[str]:
-    rows = ["| " + " | ".join(map(_cell, line)) + " |" for line in lines]
+def _table(lines: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of cells as Markdown; a bar in a cell ends none."""
+    cells = [[_text(value).replace("|", "\\|") for value in line] for line in lines]
+    rows = ["| " + " | ".join(line) + " |" for line in cells]
     return [rows[0], "| " + " | ".join("---" for _ in lines[0]) + " |", *rows[1:]]
 
 
-def _cell(value: Any) -> str:
-    """A value in one line that ends no cell."""
+def _text(value: Any) -> str:
+    """A value in one line, of a long one the beginning."""
     if isinstance(value, list):
         value = " / ".join(map(str, value))
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     text = " ".join(text.split())
-    return (text if len(text) <= _LONGEST else text[:_LONGEST] + "…").replace("|", "\\|")
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 def draw_reliability(path: Path, calibration: Mapping[str, Any]) -> None:

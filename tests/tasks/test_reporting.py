@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from tasks.reporting.statistics import (
     reliability,
     threshold_for,
 )
-from tasks.reporting.write import as_markdown
+from tasks.reporting.write import as_markdown, mistake_table
 from tasks.rows import Rows
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -191,6 +192,20 @@ def test_labels_not_trained_on_are_mistakes(tmp_path, tokenizer, classifier):
     assert report["scores"]["accuracy"]["value"] <= 40 / 60
     assert len([m for m in report["mistakes"] if m["expected"] == "new"]) == 20
     assert set(report["thresholds"]["labels"]) == {"neg", "pos"}
+
+
+def test_a_text_with_bars_and_line_breaks_stays_one_cell(tmp_path, classifier):
+    rows = [("a | b\nthe film " * 40, "pos"), ("a | b", "neg")] * 3
+    data = Rows.read(write_csv(tmp_path / "test.csv", ["text", "label"], rows))
+    predictor = Predictor.from_pretrained(classifier, "cpu", "fp32")
+    report = build_report(predictor.task, answered(predictor, data))
+    assert report["mistakes"]
+    lines = as_markdown(report).splitlines()
+    table = lines[lines.index("## Worst mistakes") + 2 :]
+    assert len(table) == 2 + len(report["mistakes"])
+    for line in table:
+        assert len(re.findall(r"(?<!\\)\|", line)) == 6
+    assert mistake_table(report)[1][1].startswith("a | b")
 
 
 def test_windows_are_reported_by_text(tmp_path, tokenizer, toy):
