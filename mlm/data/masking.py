@@ -77,23 +77,26 @@ def mask_rows(
     place = ordinary - starts[row]  # a row's mask does not depend on where the row stands
     counts = np.bincount(row, minlength=len(lengths))  # n of each row
 
-    u = uniforms(mix_each(keys, _ROUNDING), np.zeros(len(lengths), np.int64))
-    first = np.arange(len(ordinary))  # of each unit
+    unit_row, unit_place, sizes = row, place, None  # None: each unit is one token
     if (breaks := UNITS[unit]) is not None:
         assert joints is not None
         first = unit_starts(breaks, joints, ids, ordinary, row, mix_each(keys, _SPAN)[row], place)
-    sizes = np.diff(first, append=len(ordinary))
+        unit_row, unit_place = row[first], place[first]
+        sizes = np.diff(first, append=len(ordinary))
     # Sorted by row, then by score: the row goes into the topmost bits.
     bits = np.uint64(len(lengths).bit_length())
-    unit_row = row[first]
-    score = words(mix_each(keys, _SCORE)[unit_row], place[first]) >> bits
+    score = words(mix_each(keys, _SCORE)[unit_row], unit_place) >> bits
     order = np.argsort(score | (unit_row.astype(np.uint64) << (np.uint64(64) - bits)))
     # The token of rank j is among the floor(p * n + u) lowest exactly if p >= (j + 1 - u) / n.
-    lower = np.cumsum(sizes[order]) - sizes[order] - (np.cumsum(counts) - counts)[unit_row]
-    thresholds = (lower + sizes[order] - sizes[order] * u[unit_row]) / counts[unit_row]
-    of_unit = np.empty(len(first), np.float32)
-    of_unit[order] = thresholds
-    threshold_of = np.repeat(of_unit, sizes)
+    width = 1 if sizes is None else sizes[order]
+    upto = np.arange(1, len(order) + 1) if sizes is None else np.cumsum(width)
+    u = uniforms(mix_each(keys, _ROUNDING), np.zeros(len(lengths), np.int64))
+    rank = upto - (np.cumsum(counts) - counts)[unit_row]
+    thresholds = (rank - width * u[unit_row]) / counts[unit_row]
+    threshold_of = np.empty(len(order), np.float32)
+    threshold_of[order] = thresholds
+    if sizes is not None:
+        threshold_of = np.repeat(threshold_of, sizes)
 
     chosen = np.flatnonzero(threshold_of <= np.float32(max_rate))
     positions, row, place = ordinary[chosen], row[chosen], place[chosen]
