@@ -157,7 +157,7 @@ def test_tables_go_to_the_loggers(toy, pretrained, tmp_path, monkeypatch):
     def log_table(loggers, name, columns, rows, step):
         logged[name] = [list(columns), *map(list, rows)]
 
-    monkeypatch.setattr("tasks.single_run.log_table", log_table)
+    monkeypatch.setattr("tasks.scoring.log_table", log_table)
     run(toy, pretrained["bert"], tmp_path / "run", "--trainer.max_steps 2")
     assert logged["val/confusion_matrix"][0] == ["true \\ predicted", "neg", "pos"]
     header, *rows = logged["val/predictions"]

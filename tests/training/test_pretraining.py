@@ -255,7 +255,7 @@ def test_sigterm_saves_and_exits_with_143(store, tmp_path):
         ("--trainer.accumulate_grad_batches 3", "multiple of 3"),
         ("--budget 5parsecs", "budget"),
         ("--trainer.max_steps 5 --trainer.max_epochs 2", "max_steps and trainer.max_epochs"),
-        ("--trainer.strategy fsdp", "Muon"),
+        ("--trainer.strategy fsdp", "muon needs them whole"),
         ("--resume no/such/checkpoint", "no/such/checkpoint"),
         ("--model.position ropes", "rope"),
         ("--model no/such/model", "no/such/model"),
