@@ -36,11 +36,13 @@ from mlm.training.optimizers import OPTIMIZERS, OptimizerOptions, build_optimize
 CASES = [
     Case("bert", "base", 512, 128, "cuda", compile=True),
     Case("modern", "base", 1024, 64, "cuda", compile=True),
-    Case("modern", "large", 512, 64, "cuda", compile=True),
+    Case("modern", "large", 512, 128, "cuda", compile=True),
+    Case("bert", "base", 512, 256, "cuda", compile=True),
+    Case("modern", "base", 1024, 128, "cuda", compile=True),
+    Case("bert", "base", 512, 128, "cuda"),
     Case("modern", "base", 8192, 4, "cuda", compile=True),
     Case("modern", "base", 8192, 4, "cuda", compile=True, all_global=True),
     Case("bert", "base", 512, 128, "cuda", compile="reduce-overhead"),
-    Case("bert", "base", 512, 128, "cuda"),
     Case("modern", "large", 8192, 4, "cuda", compile=True, recompute=True),
     Case("bert", "base", 128, 512, "cuda", compile=True),
 ]

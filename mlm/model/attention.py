@@ -28,11 +28,16 @@ _WINDOWS_IN_VARLEN = torch.__version__ >= "2.11"
 _PIECE, _BLOCK = 256, 64
 
 
-def attend(qkv: Tensor, layout: Layout, window: int | None = None, dropout: float = 0.0) -> Tensor:
+def attend(
+    qkv: Tensor | tuple[Tensor, Tensor, Tensor],
+    layout: Layout,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """Attention by the path that fits, or by the one that ``layout`` insists on.
 
     Args:
-        qkv: (T, 3, N, H), rotated already where RoPE is used.
+        qkv: (T, 3, N, H), or (T, N, H) three times; rotated already where RoPE is used.
         layout: the batch's layout.
         window: a token sees ``window`` tokens to each side; None for all of its sequence.
         dropout: share of attention weights dropped; 0 outside training.
@@ -40,9 +45,14 @@ def attend(qkv: Tensor, layout: Layout, window: int | None = None, dropout: floa
     Returns:
         (T, N, H).
     """
+    first = qkv[0]
     backend = layout.backend or choose_backend(
-        qkv.device.type, qkv.dtype, dropout, layout.max_seqlen, window, torch.is_grad_enabled()
+        first.device.type, first.dtype, dropout, layout.max_seqlen, window, torch.is_grad_enabled()
     )
+    if isinstance(qkv, tuple):
+        if backend == "varlen":
+            return _varlen_apart(*qkv, layout, window)
+        qkv = torch.stack(qkv, dim=1)
     free = layout.backend is None and not torch.compiler.is_compiling()
     if free and backend in _PADDED and (groups := layout.groups):
         parts = [attend(_take(qkv, g.tokens), g.layout, window, dropout) for g in groups]
@@ -107,9 +117,15 @@ def _reference(qkv: Tensor, layout: Layout, window: int | None, dropout: float) 
 
 def _varlen(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
     """FlashAttention over `cu_seqlens`: CUDA, 16 bit, no dropout."""
+    query, key, value = qkv.unbind(1)
+    return _varlen_apart(query, key, value, layout, window)
+
+
+def _varlen_apart(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, window: int | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = qkv.unbind(1)
     cu, longest = layout.cu_seqlens, layout.max_seqlen
     sides: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
     mixed = varlen_attn(query, key, value, cu, cu, longest, longest, **sides)

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlm.errors import look_up
 from mlm.model.config import EncoderConfig
+from mlm.model.gelu import gelu
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # https://arxiv.org/abs/1606.08415
+    "gelu": gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
     "relu": F.relu,
@@ -41,8 +43,19 @@ class GLU(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, D) → (T, D)."""
-        gate, value = self.up(hidden).chunk(2, dim=-1)
+        gate, value = halves(self.up, hidden)
         return self.down(self.activation(gate) * value)
+
+
+def halves(linear: nn.Linear, x: Tensor) -> tuple[Tensor, ...]:
+    """Both halves of what ``linear`` gives, (T, D) → two of (T, I)."""
+    if torch.compiler.is_compiling() and type(linear) is nn.Linear:
+        # Two products: their gradients then need not be put together, which a compiler does by
+        # computing each of the two, with all that led to it, for either half.
+        biases = (None, None) if linear.bias is None else linear.bias.chunk(2)
+        weights = linear.weight.chunk(2)
+        return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+    return linear(x).chunk(2, dim=-1)
 
 
 FEED_FORWARDS: dict[str, type[MLP] | type[GLU]] = {"mlp": MLP, "glu": GLU}

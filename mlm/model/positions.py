@@ -62,12 +62,29 @@ class Rotation(NamedTuple):
 
 def rotation(position_ids: Tensor, head_dim: int, theta: float) -> Rotation:
     """Angles in float32, whatever autocast says: bfloat16 cannot tell positions above 256 apart."""
+    if torch.compiler.is_dynamo_compiling():
+        return Rotation(*_opaque_rotation(position_ids, head_dim, theta))
+    return Rotation(*_cos_and_sin(position_ids, head_dim, theta))
+
+
+def _cos_and_sin(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32)
     angles = position_ids[:, None].float() * theta ** (-exponents / head_dim)  # (T, H/2)
-    return Rotation(angles.cos()[:, None, None], angles.sin()[:, None, None])
+    return angles.cos()[:, None, None], angles.sin()[:, None, None]
 
 
-def rotate(qkv: Tensor, by: Rotation) -> Tensor:
+# The compiler may not look inside: it would compute the sines anew in every layer, for every head.
+_opaque_rotation = torch.library.custom_op("mlm::rotation", _cos_and_sin, mutates_args=())
+
+
+@_opaque_rotation.register_fake
+def _(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    shape = (position_ids.shape[0], 1, 1, head_dim // 2)
+    cos = torch.empty(shape, dtype=torch.float32, device=position_ids.device)
+    return cos, torch.empty_like(cos)
+
+
+def rotate(qkv: Tensor, by: Rotation) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Turn queries and keys by their positions' angles (https://arxiv.org/abs/2104.09864).
 
     The pairs that turn together are component i and i + H/2, as transformers has it.
@@ -75,13 +92,24 @@ def rotate(qkv: Tensor, by: Rotation) -> Tensor:
     Args:
         qkv: (T, 3, N, H): queries, keys and values; the values stay as they are.
         by: the batch's rotation.
+
+    Returns:
+        (T, 3, N, H), or while compiling (T, N, H) three times, which need not be put together and
+        taken apart again, forward and backward.
     """
     cos, sin = by.cos.to(qkv.dtype), by.sin.to(qkv.dtype)
     if torch.compiler.is_compiling():  # fuses copies and gradients itself
-        first, second = qkv[:, :2].chunk(2, dim=-1)
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return torch.cat([turned, qkv[:, 2:]], dim=1)
+        query, key, value = qkv.unbind(1)
+        sign = 2 * torch.arange(2, device=sin.device, dtype=sin.dtype) - 1
+        sin = sin * sign[:, None]  # (T, 1, 2, H/2)
+        return _turn_halves(query, cos, sin), _turn_halves(key, cos, sin), value
     return _Rotate.apply(qkv, cos, sin)
+
+
+def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(T, N, H) turned: halves exchanged by a flip, which compilers read where they write."""
+    halves = x.unflatten(-1, (2, -1))  # (T, N, 2, H/2)
+    return (halves * cos + halves.flip(-2) * sin).flatten(-2)
 
 
 class _Rotate(torch.autograd.Function):

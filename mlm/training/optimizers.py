@@ -169,6 +169,13 @@ class Muon(torch.optim.Optimizer):
                 (self._muon if group["kind"] == "muon" else self._adamw)(parameters, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch has it; but the counts of steps go where the fused AdamW wants them."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(parameter.device)
+
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         buffers = [self._buffer(p, "momentum_buffer") for p in parameters]

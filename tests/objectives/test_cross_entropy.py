@@ -118,7 +118,9 @@ def check(loss, dtype, ignored, biased, device="cpu"):
     ]
     truth = loss_and_gradients(plain, exact, low=False)
     for ours, theirs, right in zip(found, formula, truth, strict=True):
-        bound = 1.2 * (theirs - right).norm() + 1e-6 * right.norm() + 1e-6
+        # What a GPU adds in another order may fall on the other side of a rounding.
+        slack = 1.2 if device == "cpu" else 2.0
+        bound = slack * (theirs - right).norm() + 1e-6 * right.norm() + 1e-6
         assert (ours - right).norm() <= bound
 
 

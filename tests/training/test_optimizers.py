@@ -156,6 +156,20 @@ def test_state_is_plain_and_continues_exactly(name, tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_loaded_state_is_where_its_parameters_are(name):
+    options, trained = OptimizerOptions(name=name), model()
+    optimizer = build_optimizer(trained, options)
+    for parameter in trained.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    other = build_optimizer(model().to("meta"), options)  # any device that is not the state's
+    other.load_state_dict(optimizer.state_dict())
+    states = [x for state in other.state.values() for x in state.values()]
+    assert {x.device.type for x in states if isinstance(x, torch.Tensor)} == {"meta"}
+    assert any("step" in state for state in other.state.values())
+
+
 def test_learning_rate_reaches_every_group():
     optimizer = build_optimizer(model(), OptimizerOptions(lr=0.01))
     set_learning_rate(optimizer, 0.5)
