@@ -91,6 +91,11 @@ class TokenStore:
         """`train` or `validation`."""
         return TokenSplit(self.path / name)
 
+    def characters_per_token(self, name: str) -> float:
+        """How many characters of a split's text a token stands for, in the mean."""
+        counts = self.manifest["splits"][name]
+        return float(counts["characters"] / counts["tokens"])
+
     def verify(self) -> None:
         """Read every file and compare its sha256 with the manifest's.
 

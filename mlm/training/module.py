@@ -31,6 +31,7 @@ class PretrainingModule(SumLossModule):
         budget: Budget,
         seed: int = 0,
         compile: bool | Mode = False,
+        characters_per_token: float | None = None,
     ) -> None:
         """
         Args:
@@ -41,10 +42,13 @@ class PretrainingModule(SumLossModule):
             seed: of dropout.
             compile: see `compiled`; batches must be of still shapes, and their masked positions are
                 padded to one number for the whole run.
+            characters_per_token: of the text that validation reads; with it the loss is also told
+                in bits per character, which do not depend on the tokenizer.
         """
         tokens = data.batch_size * data.sequence_length
         super().__init__(model, optimizer, budget, seed, expected_count=VALIDATION_RATE * tokens)
         self.data = data
+        self.characters_per_token = characters_per_token
         self.still = bool(compile)
         self._loss = compiled(masked_lm.loss, compile)
         self.validation_loss = MeanMetric()
@@ -92,6 +96,8 @@ class PretrainingModule(SumLossModule):
             return
         loss = self.validation_loss.compute()
         accuracy = self.validation_accuracy.compute()
-        self.log_validation(
-            {"val/loss": loss, "val/perplexity": loss.exp(), "val/accuracy": accuracy}
-        )
+        found = {"val/loss": loss, "val/perplexity": loss.exp(), "val/accuracy": accuracy}
+        if self.characters_per_token is not None:
+            bits = loss / (math.log(2) * self.characters_per_token)
+            found["val/bits_per_character"] = bits
+        self.log_validation(found)

@@ -112,7 +112,15 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     _say_what_runs(model.config, device, precision, data)
     model.encoder.recompute = settings["activation_checkpointing"]
 
-    module = PretrainingModule(model, data, optimizer, budget, seed, compile)
+    module = PretrainingModule(
+        model,
+        data,
+        optimizer,
+        budget,
+        seed,
+        compile,
+        store.characters_per_token("validation"),
+    )
     guard(module, guards, run_dir)
     datamodule = PretrainingDataModule(
         store, data, seed, accumulation, bool(compile), guards.stall_timeout

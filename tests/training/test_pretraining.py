@@ -1,6 +1,7 @@
 """Runs in miniature: they learn, resume exactly, and do not depend on how rows are divided."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,15 @@ def test_a_run_learns_and_leaves_what_the_design_says(pretrain_settings, tmp_pat
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["precision"] == "32-true"
     assert config["model"]["hidden_size"] == 32
+
+
+def test_validation_tells_bits_per_character(pretrain_settings, store, tmp_path):
+    found = pretrain(pretrain_settings("--budget 3steps"))
+    counts = json.loads((store / "manifest.json").read_text())["splits"]["validation"]
+    bits = found["val/loss"] / math.log(2) * counts["tokens"] / counts["characters"]
+    assert found["val/bits_per_character"] == pytest.approx(bits, rel=1e-6)
+    logged = read_metrics(tmp_path / "run" / "metrics.csv")["val/bits_per_character"]
+    assert logged[-1] == found["val/bits_per_character"]
 
 
 @pytest.mark.parametrize("masking", ["word", "span"])
