@@ -43,8 +43,8 @@ class OptimizerOptions:
     """Each layer learns at this share of the rate of what stands above it, the embeddings slowest;
     1 is one rate for all, 0.9 or less spares what a pretrained encoder knows."""
     schedule: str = "wsd"
-    """`wsd` (warmup, stable, decay by 1 - sqrt), `wsd_linear` (decay in a line), `linear`,
-    `cosine` or `constant`."""
+    """`wsd` (warmup, stable, decay by 1 - sqrt), `wsd_linear` (decay in a line), `linear` (with
+    half of the run as warmup it is the one-cycle schedule), `cosine` or `constant`."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises."""
     cooldown: float = 0.3

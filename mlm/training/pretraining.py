@@ -109,7 +109,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     }
     for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         resolved["model"].pop(name)  # the store's tokenizer says
-    _say_what_runs(model.config, device, precision, data)
+    _say_what_runs(model.config, device, precision, data, bool(compile))
     model.encoder.recompute = settings["activation_checkpointing"]
 
     module = PretrainingModule(
@@ -224,13 +224,17 @@ def _describe(options: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
 
 
 @rank_zero_only
-def _say_what_runs(config: EncoderConfig, device: str, precision: str, data: DataOptions) -> None:
+def _say_what_runs(
+    config: EncoderConfig, device: str, precision: str, data: DataOptions, compile: bool
+) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     windows = config.attention_windows()
     paths = backend_names(device, dtype, config.attention_dropout, data.sequence_length, windows)
     native = native_class(config, "masked_lm")
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")
+    if device == "cuda" and not compile:
+        say("--compile true would train about 1.6 times as fast, once it has compiled for a minute")
 
 
 class _ModelSaver:

@@ -96,6 +96,20 @@ def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_goes_on_from_its_stable_phase_for_longer(pretrain_settings, tmp_path):
+    """A checkpoint from before the cooldown leads to where a longer run would have led."""
+    common = "--optimizer.warmup 0 --data.mlm_probability 0.2 --data.mlm_probability_end 0.2"
+    common += " --checkpoint.every_n_steps 4"
+    short, long, on = (tmp_path / name for name in ("short", "long", "on"))
+    pretrain(pretrain_settings(f"{common} --budget 6steps --run_dir {short}"))
+    pretrain(pretrain_settings(f"{common} --budget 12steps --run_dir {long}"))
+    stable = short / "checkpoints" / "step_00000004"
+    pretrain(pretrain_settings(f"{common} --budget 12steps --run_dir {on} --resume {stable}"))
+    after = {step: loss for step, loss in losses(long).items() if step > 4}
+    assert losses(on) == after
+    assert losses(short)[6] != losses(long)[6]
+
+
 def test_a_finished_run_is_left_as_it_is(pretrain_settings, tmp_path, capsys):
     pretrain(pretrain_settings("--budget 4steps"))
     before = (tmp_path / "run" / "metrics.csv").read_text()
