@@ -5,8 +5,7 @@ Both compute in fp32, in ragged batches of texts of like lengths, and answer in 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,21 +13,16 @@ from typing import Any, Self
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch.nn import functional as F
 
 from mlm.batch import evaluation_tokens, length_batches, ragged
 from mlm.checkpoint import build_encoder, build_masked_lm, read_folder
 from mlm.data.tokenizer import special_ids
+from mlm.embedding import Progress, embed_texts, encode_texts
 from mlm.errors import UserError, look_up
-from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.model.pooling import POOLINGS
 from mlm.sentence_vectors import sentence_vectors
 from mlm.training.precision import resolve_device
-
-_LOG = logging.getLogger(__name__)
-
-Progress = Callable[[int], None]
 
 
 class FillMask:
@@ -143,7 +137,7 @@ def fill_masks(
     """
     if top_k < 1:
         raise UserError(f"top_k: {top_k} is not a number of tokens; choose 1 or more")
-    ids = _encode(tokenizer, texts)
+    ids = encode_texts(tokenizer, texts)
     limit = model.config.max_position_embeddings
     for number, sequence in enumerate(ids, start=1):
         if len(sequence) > limit:
@@ -168,65 +162,6 @@ def fill_masks(
                 guesses = [{"token": tokenizer.id_to_token(i), "score": p} for i, p in pairs]
                 answers[place]["masks"].append(guesses)
     return answers
-
-
-@torch.inference_mode()
-def embed_texts(
-    encoder: Encoder,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    pooling: str = "mean",
-    normalize: bool = False,
-    max_length: int | None = None,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """One vector a text.
-
-    A longer text is cut, [SEP] kept, and a warning is logged.
-
-    Args:
-        encoder: in eval mode.
-        tokenizer: the encoder's.
-        texts: n texts; the empty one has a vector like any other.
-        pooling: a name in `POOLINGS`.
-        normalize: scale every vector to length 1.
-        max_length: tokens of a text that are read, at most the encoder's positions; None is those.
-        progress: called with the number of texts done since the last call.
-
-    Returns:
-        (n, D) float32.
-
-    Raises:
-        UserError: an unknown ``pooling``.
-    """
-    pool = look_up(POOLINGS, pooling, "pooling")
-    ids = _encode(tokenizer, texts)
-    positions = encoder.config.max_position_embeddings
-    limit = min(positions, max_length or positions)
-    if cut := sum(len(sequence) > limit for sequence in ids):
-        _LOG.warning("mlm: %d of %d texts were cut to %d tokens", cut, len(ids), limit)
-        ids = [s if len(s) <= limit else np.append(s[: limit - 1], s[-1]) for s in ids]
-    vectors = np.empty((len(ids), encoder.config.hidden_size), dtype=np.float32)
-    tokens = evaluation_tokens(_device(encoder).type)
-    for chosen in length_batches([len(sequence) for sequence in ids], tokens):
-        batch = ragged([ids[place] for place in chosen]).to(_device(encoder))
-        pooled = pool(encoder(batch), batch.cu_seqlens)
-        if normalize:
-            pooled = F.normalize(pooled, dim=-1)
-        vectors[chosen] = pooled.cpu().numpy()
-        if progress is not None:
-            progress(len(chosen))
-    return vectors
-
-
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text, special tokens included."""
-    for number, text in enumerate(texts, start=1):
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # an argument that was not UTF-8 arrives with half surrogates
-            raise UserError(f"text {number}: is not valid Unicode") from None
-    return [np.asarray(e.ids) for e in tokenizer.encode_batch_fast(list(texts))]
 
 
 def _device(module: torch.nn.Module) -> torch.device:

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "mlm.console": ["mlm.errors"],
     "mlm.model": ["mlm.batch", "mlm.errors"],
     "mlm.data": ["mlm.batch", *TOOLS],
+    "mlm.embedding": ["mlm.batch", "mlm.errors", "mlm.model"],
     "mlm.objectives": ["mlm.batch", "mlm.errors", "mlm.model", "mlm.data"],
     "mlm.training": [
         *(
@@ -27,6 +28,7 @@ MAY_IMPORT = {
             "mlm.memory",
             "mlm.config_files",
             "mlm.checkpoint",
+            "mlm.embedding",
             "mlm.huggingface",
             "mlm.extending",
         ),

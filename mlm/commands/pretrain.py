@@ -27,6 +27,7 @@ def add_arguments(parser: CommandParser) -> None:
     from mlm.training.guards import GuardOptions
     from mlm.training.logging import LoggingOptions
     from mlm.training.optimizers import OptimizerOptions
+    from mlm.training.probe import ProbeOptions
     from mlm.training.trainer import LIMITS, TRAINER_DEFAULTS
     from mlm.training.trainer_arguments import add_trainer_arguments
 
@@ -63,6 +64,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     add_trainer_arguments(parser, {**TRAINER_DEFAULTS, "val_check_interval": 500})
     parser.add_class_arguments(CheckpointOptions, "checkpoint")
+    parser.add_class_arguments(ProbeOptions, "probe")
     parser.add_class_arguments(LoggingOptions, "logging")
     parser.add_limits(*LIMITS)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torchmetrics import MeanMetric
 
 from mlm.batch import Batch
 from mlm.data.masking_units import LONGEST_UNIT
+from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
 from mlm.training.base import SumLossModule, Sums
@@ -32,6 +35,7 @@ class PretrainingModule(SumLossModule):
         seed: int = 0,
         compile: bool | Mode = False,
         characters_per_token: float | None = None,
+        probe: Callable[[Encoder], float] | None = None,
     ) -> None:
         """
         Args:
@@ -44,11 +48,12 @@ class PretrainingModule(SumLossModule):
                 padded to one number for the whole run.
             characters_per_token: of the text that validation reads; with it the loss is also told
                 in bits per character, which do not depend on the tokenizer.
+            probe: gives an accuracy that is told after each validation, as by `Probe`.
         """
         tokens = data.batch_size * data.sequence_length
         super().__init__(model, optimizer, budget, seed, expected_count=VALIDATION_RATE * tokens)
         self.data = data
-        self.characters_per_token = characters_per_token
+        self.characters_per_token, self.probe = characters_per_token, probe
         self.still = bool(compile)
         self._loss = compiled(masked_lm.loss, compile)
         self.validation_loss = MeanMetric()
@@ -100,4 +105,6 @@ class PretrainingModule(SumLossModule):
         if self.characters_per_token is not None:
             bits = loss / (math.log(2) * self.characters_per_token)
             found["val/bits_per_character"] = bits
+        if self.probe is not None:
+            found["val/probe_accuracy"] = torch.tensor(self.probe(self.model.encoder))
         self.log_validation(found)

@@ -48,6 +48,7 @@ from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, l
 from mlm.training.module import PretrainingModule
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
+from mlm.training.probe import ProbeOptions, build_probe
 from mlm.training.progress import BudgetProgress
 from mlm.training.run_directory import (
     choose_checkpoint,
@@ -100,6 +101,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         say(f"{store.path}: verifying its checksums")
         store.verify()
 
+    probe = build_probe(ProbeOptions(**settings["probe"]), load_tokenizer(store.tokenizer_dir))
     torch.manual_seed(seed)
     model = _build_model(settings["model"], store, data)
     resolved = {
@@ -120,6 +122,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         seed,
         compile,
         store.characters_per_token("validation"),
+        probe,
     )
     guard(module, guards, run_dir)
     datamodule = PretrainingDataModule(

@@ -81,6 +81,7 @@ def test_a_signal_loses_no_step_and_no_validation(moment, number, rows, whole, t
     assert_goes_on(run, whole("validation"))
 
 
+@pytest.mark.slow
 def test_a_save_may_be_killed_at_any_of_its_file_operations(rows, whole, tmp_path):
     reference, event, killed = whole("plain"), 0, 0
     step = examples(13, 1)

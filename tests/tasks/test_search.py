@@ -30,7 +30,7 @@ def test_the_grid_is_around_what_is_given(toy, pretrained, tmp_path):
     assert len(grid_jobs(one)) == 3  # half of 1 is 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_best_by_validation_is_taken(workers, toy, pretrained, tmp_path, capsys):
     run_dir = tmp_path / "run"
     more = f"{STEPS} --parallel_seeds {workers} --report true"

@@ -127,6 +127,7 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_runs_beside_each_other_are_those_in_turn(toy, pretrained, tmp_path, capsys):
     more = "--seeds 2 --trainer.max_steps 4"
