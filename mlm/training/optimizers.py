@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from mlm.errors import UserError, look_up
 from mlm.training.precision import has_bf16
-from mlm.training.scaled_adam import ScaledAdam, Step, as_long_as_the_matrix, shorter_in_leaps
+from mlm.training.scaled_adam import ScaledAdam, Steps, as_long_as_the_matrix, shorter_in_leaps
 from mlm.training.schedules import SCHEDULES
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -294,7 +294,7 @@ def _build_adamw(module: nn.Module, options: OptimizerOptions) -> torch.optim.Op
 
 
 def _build_scaled(
-    scale: Callable[[Step], Tensor], module: nn.Module, options: OptimizerOptions
+    scale: Callable[[Steps], Tensor], module: nn.Module, options: OptimizerOptions
 ) -> torch.optim.Optimizer:
     groups = parameter_groups(module, options.weight_decay, "adamw", options.layer_decay)
     return ScaledAdam(groups, scale, options.lr, options.betas, options.eps)

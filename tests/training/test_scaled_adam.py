@@ -8,6 +8,7 @@ from torch import nn
 
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
+from mlm.training import scaled_adam
 from mlm.training.optimizers import OptimizerOptions, build_optimizer, set_learning_rate
 from mlm.training.scaled_adam import ScaledAdam, as_long_as_the_matrix, shorter_in_leaps
 
@@ -71,6 +72,23 @@ def test_lamb_is_its_formula():
         optimizer.step()
     for p in (parameter, vector):
         torch.testing.assert_close(p.detach(), expected[id(p)], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [shorter_in_leaps, as_long_as_the_matrix])
+def test_all_at_once_is_one_by_one(scale, monkeypatch):
+    """As on a GPU, and as on a CPU."""
+    results = []
+    for together in (lambda some: [some], lambda some: [[one] for one in some]):
+        monkeypatch.setattr(scaled_adam, "_together", together)
+        parameters = [matrix(1), nn.Parameter(torch.ones(4)), matrix(2)]
+        optimizer = ScaledAdam(groups(*parameters), scale, lr=0.01)
+        for step in range(4):
+            for p in parameters:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) * step
+            optimizer.step()
+        results.append(parameters)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_what_is_all_zero_takes_adamws_step():
