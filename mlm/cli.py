@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "fill-mask": ("the likeliest tokens for each [MASK], as JSON lines", "mlm.commands.fill_mask"),
     "embed": ("one vector per text", "mlm.commands.embed"),
+    "average": ("several models to the mean of their weights", "mlm.commands.average"),
     "export": ("a model folder to ONNX or sentence-transformers", "tasks.commands.export"),
     "import": ("a Hugging Face model to a model folder", "mlm.commands.import_"),
 }

@@ -58,8 +58,8 @@ def random_state(model: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tenso
 
 def save_masked_lm(directory, config: EncoderConfig, **more: object) -> dict[str, torch.Tensor]:
     """Save a random masked language model and return its tensors."""
-    state = random_state(MaskedLanguageModel(config))
     arguments = {"head": "masked_lm", "tokenizer": tokenizer(), "info": {}} | more
+    state = arguments.pop("state", None) or random_state(MaskedLanguageModel(config))
     save_folder(directory, config=config, state=state, **arguments)
     return state
 
