@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = sorted(p for p in BENCHMARKS.rglob("*.py") if p.name != "common.py")
+SCRIPTS = sorted(p for p in BENCHMARKS.rglob("*.py") if p.name not in ("common.py", "turns.py"))
 
 
 def run(script: Path, *words: str) -> str:
@@ -51,3 +52,66 @@ def test_the_gpu_benchmark_in_miniature(tmp_path: Path, bare: bool) -> None:
         for side in sides:
             assert case[side]["tokens_per_second"] > 0
         assert ("transformers" in case) == ("transformers" in sides)
+
+
+COUNTS = """
+import sys, time
+begin, wall = time.monotonic(), time.time()
+while time.monotonic() - begin < 0.5:
+    pass
+print(time.time() - wall)
+"""
+
+
+def test_a_halted_programs_clock_stands_still(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from turns import Turn, in_turns
+
+    script = tmp_path / "counts.py"
+    script.write_text(COUNTS)
+    with ExitStack() as stack:
+        programs = [
+            stack.enter_context(Turn(tmp_path / f"clock_{n}", [script], tmp_path / f"log_{n}"))
+            for n in range(3)
+        ]
+        in_turns(programs, 0.1)
+    # Half a second of its own each, in tenths, between those of the two others.
+    for number in range(3):
+        assert 0.8 < float((tmp_path / f"log_{number}").read_text()) < 30
+
+
+def test_a_program_that_fails_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from turns import Turn, in_turns
+
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit(3)")
+    with (
+        Turn(tmp_path / "clock", [script], tmp_path / "log") as program,
+        pytest.raises(SystemExit, match=r"ended with 3.*log.*fails\.py"),
+    ):
+        in_turns([program], 5.0)
+
+
+@pytest.mark.slow
+def test_recipes_learn_in_turns(tmp_path: Path) -> None:
+    corpus, store = tmp_path / "corpus.txt", tmp_path / "store"
+    texts = (
+        f"the {n % 7} cats sat on mat {n % 11}, and {n % 5} dogs did not." for n in range(4000)
+    )
+    corpus.write_text("\n\n".join(texts))
+    mlm = [sys.executable, "-m", "mlm", "prepare", "--corpus", corpus, "--output", store]
+    subprocess.run([*mlm, "--vocab_size", "200"], check=True, capture_output=True)
+    recipes = ["default", "fourier", "transformers modern 1e-3", "transformers bert 1e-3"]
+    words = ["--store", store, "--recipes", *recipes, "--size", "tiny", "--seconds", "3"]
+    words += ["--slice", "1", "--seeds", "1", "--work", tmp_path / "work"]
+    words += ["--output", tmp_path / "found.jsonl", "--picture", tmp_path / "curves.png"]
+    printed = run(BENCHMARKS / "bench_learning.py", *map(str, words))
+    lines = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [line["recipe"] for line in lines] == recipes
+    for line in lines:
+        assert line["steps"] > 0
+        assert 0 < line["loss"] < 6
+        assert line["curve"][-1][1] == pytest.approx(line["loss"], abs=0.05)
+        assert line["recipe"] in printed
+    assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -1,0 +1,165 @@
+"""Which recipe learns most in equal time on equal data?
+
+    python benchmarks/bench_learning.py --store runs/enwiki/store --seconds 480 --seeds 3 \
+        --work runs/learning
+
+Each recipe is `mlm pretrain` with some options changed, or a plain `transformers.Trainer` script
+(`peers/pretrain.py`) at one of four learning rates. All recipes of a seed run at once but one at a
+time, in turns of some seconds by clocks of their own (`turns.py`), so that a busy machine wrongs
+none of them. What is compared is the loss at the fixed 15 % masks of the validation split, as
+`mlm evaluate` finds it, so that the peers are scored by the same code on the same masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, mlm, record
+from turns import Turn, in_turns
+
+from mlm.training.metrics_csv import read_metrics
+
+PEER = Path(__file__).parent / "peers" / "pretrain.py"
+_RATES = ("3e-4", "5e-4", "1e-3", "2e-3")
+
+# name: what is added to `mlm pretrain`; each is the default with one thing changed.
+RECIPES: dict[str, str] = {
+    "default": "",
+    "adamw 1e-3": "--optimizer.name adamw --optimizer.lr 1e-3",
+    "adamw 2e-3": "--optimizer.name adamw --optimizer.lr 2e-3",
+    "stable_adamw 2e-3": "--optimizer.name stable_adamw --optimizer.lr 2e-3",
+    "lamb 1e-2": "--optimizer.name lamb --optimizer.lr 1e-2",
+    "muon 2e-3": "--optimizer.lr 2e-3",
+    "muon 8e-3": "--optimizer.lr 8e-3",
+    "masks 15 %": "--data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
+    "masks 30 %": "--data.mlm_probability 0.3 --data.mlm_probability_end 0.3",
+    "whole words": "--data.masking word",
+    "spans": "--data.masking span",
+    "cosine": "--optimizer.schedule cosine",
+    "linear": "--optimizer.schedule linear",
+    "one cycle": "--optimizer.schedule linear --optimizer.warmup 0.5",
+    "batches of 16": "--data.batch_size 16",
+    "batches of 64": "--data.batch_size 64",
+    "sequences of 64": "--data.sequence_length 64 --data.batch_size 64",
+    "bert": "--model.family bert",
+    "no gates": "--model.feed_forward mlp --model.intermediate_size 1024",
+    "learned positions": "--model.position learned",
+    "global attention": "--model.attention [global]",
+    "fourier": "--model.attention [fourier] --model.position learned",
+    "lstm": "--model.attention [lstm] --model.position none",
+}
+PEERS: dict[str, tuple[str, str]] = {
+    f"transformers {family} {rate}": (family, rate)
+    for family in ("modern", "bert")
+    for rate in _RATES
+}
+
+
+def start(name: str, place: Path, args: argparse.Namespace, seed: int) -> Turn:
+    """One contender, halted, to leave its work in ``place``."""
+    place.mkdir(parents=True)
+    words: list[Any]
+    if name in PEERS:
+        family, rate = PEERS[name]
+        words = [PEER, "--store", args.store, "--family", family, "--lr", rate, "--size", args.size]
+        words += ["--seconds", args.seconds, "--seed", seed, "--output", place / "run"]
+    else:
+        words = ["-m", "mlm", "pretrain", "--config", "mini_cpu", "--store", args.store]
+        words += ["--run_dir", place / "run", "--budget", f"{args.seconds}s", "--seed", seed]
+        words += ["--model.size", args.size, "--logging.wandb", "off", *RECIPES[name].split()]
+        words += ["--checkpoint.every_n_steps", "null"]
+    return Turn(place / "clock", words, place / "log.txt")
+
+
+def score(model: Path, store: Path, length: int) -> dict[str, float]:
+    """What `mlm evaluate` says of a model on the store's validation split."""
+    words = ["--model", model, "--data", store, "--data.sequence_length", length]
+    found: dict[str, float] = json.loads(mlm("evaluate", *words).printed)
+    return found
+
+
+def result(name: str, place: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The final loss of a contender, its curve, and how much it read."""
+    run = place / "run"
+    if name in PEERS:
+        snapshots = sorted(run.glob("snapshot_*"), key=lambda path: int(path.name.split("_")[1]))
+        last = int(snapshots[-1].name.split("_")[1])
+        losses = [score(path, args.store, 128)["loss"] for path in snapshots]
+        shares = [int(path.name.split("_")[1]) / last for path in snapshots]
+        curve = [[share * args.seconds, x] for share, x in zip(shares, losses, strict=True)]
+        return {"loss": losses[-1], "curve": curve, **json.loads((run / "found.json").read_text())}
+    rows = read_metrics(run / "metrics.csv")
+    seconds = {s: t for s, t in zip(rows["step"], rows["seconds"], strict=True) if t is not None}
+    pairs = zip(rows["step"], rows["val/loss"], strict=True)
+    known = config_of(run / "model")
+    return {
+        "loss": score(run / "model", args.store, 128)["loss"],
+        "curve": [[seconds[s], x] for s, x in pairs if x is not None and s in seconds],
+        "steps": known["steps"],
+        "tokens": known["tokens"],
+    }
+
+
+def config_of(model: Path) -> dict[str, Any]:
+    """What a model folder says of its training."""
+    found: dict[str, Any] = json.loads((model / "config.json").read_text())["mlm"]
+    return found
+
+
+def draw(results: dict[str, list[dict[str, Any]]], picture: Path) -> None:
+    """The curves of every recipe, a line a seed."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for number, (name, runs) in enumerate(results.items()):
+        for seed, run in enumerate(runs):
+            label = name if seed == 0 else None
+            color, style = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
+            axes.plot(*zip(*run["curve"], strict=True), style, marker=".", color=color, label=label)
+    axes.set(xlabel="seconds of its own", ylabel="validation loss, fixed masks at 15 % (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    every = [*RECIPES, *PEERS]
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="+", default=every, choices=every, metavar="NAME")
+    parser.add_argument("--size", default="mini")
+    parser.add_argument("--seconds", type=float, default=480.0, help="of training, each")
+    parser.add_argument("--slice", type=float, default=20.0, help="seconds a turn")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "learning.jsonl")
+    parser.add_argument("--picture", type=Path, default=RESULTS / "learning.png")
+    args = parser.parse_args()
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.recipes}
+    for seed in range(args.seeds):
+        places = {name: args.work / f"{name.replace(' ', '_')}_{seed}" for name in args.recipes}
+        with ExitStack() as stack:
+            turns = [stack.enter_context(start(n, p, args, seed)) for n, p in places.items()]
+            in_turns(turns, args.slice)
+        for name, place in places.items():
+            found = result(name, place, args)
+            results[name].append(found)
+            asked = {"recipe": name, "size": args.size, "seconds": args.seconds, "seed": seed}
+            record(args.output, benchmark="learning", **asked, **found)
+    draw(results, args.picture)
+    print(f"{'recipe':<28} loss, mean of {args.seeds} seeds")
+    means = {name: statistics.mean(r["loss"] for r in runs) for name, runs in results.items()}
+    for name, mean in sorted(means.items(), key=lambda item: item[1]):
+        print(f"{name:<28} {mean:.3f}")
+
+
+if __name__ == "__main__":
+    main()
