@@ -241,6 +241,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Line ends to YAML 1.1, which folds them to a space unless they are escaped.
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
 _Loader.yaml_implicit_resolvers = {}
 _RESOLVERS: dict[str, tuple[str, str]] = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),

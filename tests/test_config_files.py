@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlm.config_files import Setting, find_config, nearest, read_config, shipped_configs, to_yaml
@@ -185,6 +185,7 @@ SCALARS = st.one_of(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(KNOWN)), st.one_of(SCALARS, st.lists(SCALARS))))
+@example({"budget": "\x85", "output": "a\u2028b", "data.path": [" \u2029"]})
 def test_what_is_written_reads_back_the_same_in_both_yamls(tmp_path_factory, settings):
     file = tmp_path_factory.getbasetemp() / "written.yaml"
     file.write_text(to_yaml(settings), encoding="utf-8", newline="")
