@@ -49,5 +49,10 @@ def evaluate_masked_lm(
         "loss": mean,
         "perplexity": math.exp(mean),
         "accuracy": correct / max(count, 1),
-        "bits_per_character": mean / math.log(2) * tokens / characters,
+        "bits_per_character": bits_per_character(mean, characters / tokens),
     }
+
+
+def bits_per_character(loss: float, characters_per_token: float) -> float:
+    """A loss in nats a token, spread over the token's characters: the tokenizer does not matter."""
+    return loss / (math.log(2) * characters_per_token)

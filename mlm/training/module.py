@@ -17,6 +17,7 @@ from mlm.training.base import SumLossModule, Sums
 from mlm.training.budget import Budget
 from mlm.training.compiling import Mode, compiled, may_vary
 from mlm.training.datamodule import VALIDATION_RATE, DataOptions
+from mlm.training.evaluation import bits_per_character
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.schedules import falling
 
@@ -103,8 +104,8 @@ class PretrainingModule(SumLossModule):
         accuracy = self.validation_accuracy.compute()
         found = {"val/loss": loss, "val/perplexity": loss.exp(), "val/accuracy": accuracy}
         if self.characters_per_token is not None:
-            bits = loss / (math.log(2) * self.characters_per_token)
-            found["val/bits_per_character"] = bits
+            bits = bits_per_character(float(loss), self.characters_per_token)
+            found["val/bits_per_character"] = torch.tensor(bits)
         if self.probe is not None:
             found["val/probe_accuracy"] = torch.tensor(self.probe(self.model.encoder))
         self.log_validation(found)
