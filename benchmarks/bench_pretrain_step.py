@@ -122,7 +122,7 @@ def our_loss(model: MaskedLanguageModel) -> Callable[[Batch], Tensor]:
     """The mean loss as `mlm pretrain` computes it."""
 
     def loss(batch: Batch) -> Tensor:
-        total, targets = masked_lm.loss(model, batch)
+        total, targets, _ = masked_lm.loss(model, batch)
         return total / targets
 
     return loss

@@ -42,6 +42,11 @@ class Batch:
     """(M,) int64: what stands there when masked: 80 % [MASK], 10 % random, 10 % as it was."""
     mask_thresholds: Tensor | None = None
     """(M,) float32: a position is masked at rate p exactly when its threshold is at most p."""
+    pair_labels: Tensor | None = None
+    """(N,) int64: of a sequence of two texts, 1 where the second follows the first and 0 where it
+    does not; `IGNORE_INDEX` for a sequence of one text."""
+    causal: bool = False
+    """Whether a token sees only itself and what stands before it."""
 
     @property
     def num_sequences(self) -> int:

@@ -22,6 +22,7 @@ class CheckpointOptions:
 
 def add_arguments(parser: CommandParser) -> None:
     """The options of ``mlm pretrain``."""
+    from mlm.objectives.table import ObjectiveOptions
     from mlm.training.compiling import Mode
     from mlm.training.datamodule import DataOptions
     from mlm.training.guards import GuardOptions
@@ -59,6 +60,7 @@ def add_arguments(parser: CommandParser) -> None:
     add_activation_checkpointing(parser)
     parser.add_class_arguments(GuardOptions)
     parser.add_class_arguments(DataOptions, "data")
+    parser.add_class_arguments(ObjectiveOptions, "objective")
     add_model_path(parser, "go on training the encoder of this model folder", required=False)
     _add_encoder_arguments(parser)
     parser.add_class_arguments(OptimizerOptions, "optimizer")

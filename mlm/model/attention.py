@@ -104,9 +104,12 @@ def _reference(qkv: Tensor, layout: Layout, window: int | None, dropout: float) 
     for start, stop in itertools.pairwise(bounds):
         query, key, value = qkv[start:stop].permute(1, 2, 0, 3)  # each (N, s, H)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        place = torch.arange(stop - start, device=qkv.device)
+        after = place - place[:, None]  # how many places a key stands after a query
         if window is not None:
-            place = torch.arange(stop - start, device=qkv.device)
-            scores = scores.masked_fill((place[:, None] - place).abs() > window, -torch.inf)
+            scores = scores.masked_fill(after.abs() > window, -torch.inf)
+        if layout.causal:
+            scores = scores.masked_fill(after > 0, -torch.inf)
         weights = scores.softmax(-1)
         kept.append(weights.detach())
         outputs.append((F.dropout(weights, dropout) @ value).transpose(0, 1))
@@ -127,7 +130,11 @@ def _varlen_apart(
     from torch.nn.attention.varlen import varlen_attn
 
     cu, longest = layout.cu_seqlens, layout.max_seqlen
-    sides: dict[str, Any] = {} if window is None else {"window_size": (window, window)}
+    before = -1 if window is None else window  # -1 is without end
+    after = 0 if layout.causal else before
+    sides: dict[str, Any] = {"window_size": (before, after)}
+    if not _WINDOWS_IN_VARLEN:
+        sides = {"is_causal": layout.causal}
     mixed = varlen_attn(query, key, value, cu, cu, longest, longest, **sides)
     assert isinstance(mixed, Tensor)  # a tuple only where more than the output is asked for
     return mixed

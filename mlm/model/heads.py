@@ -88,20 +88,24 @@ class MaskedLanguageModel(nn.Module):
         Returns:
             (M, V) at ``batch.masked_positions``, or (T, V) where that is None.
         """
-        return self.head(self._read(batch), self.encoder.embeddings.word.weight)
+        return self.head(asked_for(self.encoder(batch), batch), self.encoder.embeddings.word.weight)
 
-    def unprojected(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def unprojected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The logits before their projection, for losses that do not want them all at once.
 
+        Args:
+            hidden: (M, D), of the encoder.
+
         Returns:
-            hidden (M, D), weight (V, D) and bias (V,) or None: hidden · weightᵀ + bias is what
+            features (M, D), weight (V, D) and bias (V,) or None: features · weightᵀ + bias is what
             `forward` gives.
         """
-        features = self.head.features(self._read(batch))
+        features = self.head.features(hidden)
         return features, *self.head.projection(self.encoder.embeddings.word.weight)
 
-    def _read(self, batch: Batch) -> Tensor:
-        hidden: Tensor = self.encoder(batch)
-        if batch.masked_positions is None:
-            return hidden
-        return hidden.index_select(0, batch.masked_positions)
+
+def asked_for(hidden: Tensor, batch: Batch) -> Tensor:
+    """(T, D) → (M, D) at ``batch.masked_positions``, or (T, D) where that is None."""
+    if batch.masked_positions is None:
+        return hidden
+    return hidden.index_select(0, batch.masked_positions)

@@ -48,6 +48,8 @@ class Layout:
     """A path to insist on; None chooses by device, precision, dropout and length."""
     weights: list[list[Tensor]] | None = None
     """Where `reference` leaves its weights: a list a layer of B tensors (N, s, s)."""
+    causal: bool = False
+    """Whether a query sees no key after it."""
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -74,7 +76,8 @@ class Layout:
                 bounds.append(place)
         if len(bounds) == 1:
             return []
-        return [_group(starts[part], lengths[part]) for part in np.split(order, bounds[1:])]
+        parts = np.split(order, bounds[1:])
+        return [_group(starts[part], lengths[part], self.causal) for part in parts]
 
     @functools.cached_property
     def ungroup(self) -> Tensor:
@@ -127,8 +130,8 @@ class Layout:
     def _build_visible(self, window: int | None) -> Tensor | None:
         place = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
         near = None
-        if window is not None:
-            near = (place[:, None] - place).abs() <= window  # (S, S)
+        if window is not None or self.causal:
+            near = _in_reach(place - place[:, None], window, self.causal)  # (S, S)
         if self.slots is None:
             return None if near is None else near[None, None]
         real = place < self.cu_seqlens.diff()[:, None]  # (B, S)
@@ -144,15 +147,22 @@ class Layout:
         queries = sequence.view(-1, 1, block, 1)
         keys = neighbourhoods(sequence.view(-1, 1, block))[:, :, None]
         offset = torch.arange(3 * block, device=device) - block
-        near = (offset - torch.arange(block, device=device)[:, None]).abs() <= window
+        offset = offset - torch.arange(block, device=device)[:, None]
+        near = _in_reach(offset, window, self.causal)
         return _as_bias((queries == keys) & near, dtype)
 
 
-def _group(starts: np.ndarray, lengths: np.ndarray) -> Group:
+def _in_reach(offsets: Tensor, window: int | None, causal: bool) -> Tensor:
+    """Whether a query sees the key that stands so many places after it."""
+    near = offsets <= 0 if causal else torch.ones_like(offsets, dtype=torch.bool)
+    return near if window is None else near & (offsets.abs() <= window)
+
+
+def _group(starts: np.ndarray, lengths: np.ndarray, causal: bool) -> Group:
     ends = np.cumsum(lengths)
     tokens = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
     cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    layout = Layout(cu_seqlens, int(lengths.max()), len(tokens))
+    layout = Layout(cu_seqlens, int(lengths.max()), len(tokens), causal=causal)
     return Group(torch.from_numpy(tokens.astype(np.int64)), layout)
 
 
@@ -169,4 +179,5 @@ def neighbourhoods(blocks: Tensor) -> Tensor:
 
 def prepare(batch: Batch, backend: str | None, weights: list[list[Tensor]] | None) -> Layout:
     """The layout of ``batch``."""
-    return Layout(batch.cu_seqlens, batch.max_seqlen, batch.num_tokens, backend, weights)
+    sizes = batch.max_seqlen, batch.num_tokens
+    return Layout(batch.cu_seqlens, *sizes, backend, weights, batch.causal)

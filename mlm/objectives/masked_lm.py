@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +20,14 @@ from torch.nn import functional as F
 from mlm.batch import Batch, end_to_end
 from mlm.data.masking import IGNORE_INDEX, mask_rows
 from mlm.data.masking_units import Joints
-from mlm.model.heads import MaskedLanguageModel
+from mlm.data.pairs import Pair
+from mlm.model.heads import MaskedLanguageModel, asked_for
 from mlm.objectives.cross_entropy import (
     projected_cross_entropy,
     projects_in_pieces,
     summed_cross_entropy,
 )
+from mlm.objectives.sums import Loss, Score
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Vocabulary:
 
 
 def collate(
-    rows: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[Sequence[np.ndarray | Pair]],
     keys: Sequence[int],
     vocabulary: Vocabulary,
     max_rate: float,
@@ -58,7 +59,8 @@ def collate(
     """Rows of documents' pieces → one ragged batch with its masking candidates.
 
     Args:
-        rows: for each row the ordinary ids of its sequences; [CLS] and [SEP] are added here.
+        rows: for each row the ordinary ids of its sequences, or pairs; [CLS] and [SEP] are added
+            here.
         keys: for each row the key of its mask.
         vocabulary: ids that masking must know.
         max_rate: the highest rate that `at_rate` will be asked for.
@@ -68,10 +70,11 @@ def collate(
         unit: what is masked together, a key of `mlm.data.masking_units.UNITS`.
     """
     # A window that holds nothing but [CLS] and [SEP] of its documents is a row of no sequences.
-    row_lengths = np.array([sum(len(ids) + 2 for ids in row) for row in rows])
+    sequences = [sequence for row in rows for sequence in row]
     cls, sep = np.array([vocabulary.cls]), np.array([vocabulary.sep])
-    framed = [part for row in rows for ids in row for part in (cls, ids, sep)]
-    lengths = [len(ids) + 2 for row in rows for ids in row]
+    framed = [part for sequence in sequences for part in _framed(sequence, cls, sep)]
+    lengths = [_length(sequence) for sequence in sequences]
+    row_lengths = np.array([sum(map(_length, row)) for row in rows])
     ids = np.concatenate(framed, dtype=np.int64)
     candidates = mask_rows(
         ids,
@@ -90,6 +93,8 @@ def collate(
         lengths += [still_length] * whole + ([rest] if rest else [])
         ids = np.concatenate([ids, np.full(missing, vocabulary.sep)])
     batch = end_to_end(ids, np.array(lengths))
+    if any(isinstance(sequence, Pair) for sequence in sequences):
+        batch = _with_pairs(batch, sequences)
     if still_length is not None:
         step = max(8, len(rows) // 4)
         empty = -batch.num_sequences % step
@@ -97,6 +102,7 @@ def collate(
             batch,
             cu_seqlens=F.pad(batch.cu_seqlens, (0, empty), value=batch.num_tokens),
             max_seqlen=still_length,
+            pair_labels=_filled(batch.pair_labels, empty),
         )
     return replace(
         batch,
@@ -145,33 +151,20 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
     )
 
 
-class Loss(NamedTuple):
-    """What training needs of a batch; sums, to be divided when all batches are in."""
-
-    sum: Tensor
-    """() float32: the sum of the cross-entropies, in nats, with its graph."""
-    targets: Tensor
-    """() int64: how many positions were masked."""
-
-
-class Score(NamedTuple):
-    """What validation tells of a batch; sums too."""
-
-    loss: Tensor
-    """() float32: the sum of the cross-entropies, in nats."""
-    targets: Tensor
-    """() int64: how many positions were masked."""
-    right: Tensor
-    """() int64: how many first guesses were right."""
-
-
 def loss(model: MaskedLanguageModel, batch: Batch) -> Loss:
     """The loss of ``model`` on a batch that `at_rate` has masked."""
+    return loss_of(model, model.encoder(batch), batch)
+
+
+def loss_of(model: MaskedLanguageModel, hidden: Tensor, batch: Batch) -> Loss:
+    """As `loss`, with the encoder's output (T, D) given."""
     assert batch.labels is not None
-    if projects_in_pieces(model.encoder.embeddings.word.weight):
-        total = projected_cross_entropy(*model.unprojected(batch), batch.labels)
+    hidden = asked_for(hidden, batch)
+    weight = model.encoder.embeddings.word.weight
+    if projects_in_pieces(weight):
+        total = projected_cross_entropy(*model.unprojected(hidden), batch.labels)
     else:
-        total = summed_cross_entropy(model(batch), batch.labels)
+        total = summed_cross_entropy(model.head(hidden, weight), batch.labels)
     return Loss(total, (batch.labels != IGNORE_INDEX).sum())
 
 
@@ -186,3 +179,32 @@ def score(model: MaskedLanguageModel, batch: Batch) -> Score:
         (labels != IGNORE_INDEX).sum(),
         (logits.argmax(-1) == labels).sum(),
     )
+
+
+def _framed(sequence: np.ndarray | Pair, cls: np.ndarray, sep: np.ndarray) -> list[np.ndarray]:
+    if isinstance(sequence, Pair):
+        return [cls, sequence.first, sep, sequence.second, sep]
+    return [cls, sequence, sep]
+
+
+def _length(sequence: np.ndarray | Pair) -> int:
+    if isinstance(sequence, Pair):
+        return len(sequence.first) + len(sequence.second) + 3
+    return len(sequence) + 2
+
+
+def _with_pairs(batch: Batch, sequences: Sequence[np.ndarray | Pair]) -> Batch:
+    """``batch`` with the token types and labels of its sequences that are pairs."""
+    types = torch.zeros_like(batch.input_ids)
+    labels = torch.full((batch.num_sequences,), IGNORE_INDEX)
+    for number, sequence in enumerate(sequences):
+        if isinstance(sequence, Pair):
+            stop = int(batch.cu_seqlens[number + 1])
+            types[stop - len(sequence.second) - 1 : stop] = 1
+            labels[number] = int(sequence.follows)
+    return replace(batch, token_type_ids=types, pair_labels=labels)
+
+
+def _filled(labels: Tensor | None, missing: int) -> Tensor | None:
+    """Labels for sequences that hold nothing, too."""
+    return None if labels is None else F.pad(labels, (0, missing), value=IGNORE_INDEX)

@@ -11,19 +11,20 @@ import ctypes
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from mlm.batch import Batch
 from mlm.data.keys import mix
 from mlm.data.masking_units import UNITS, find_joints
 from mlm.data.order import stream_row
 from mlm.data.packing import Ends, num_rows, row_spans
+from mlm.data.pairs import Pair, PairReader, pair_key, sentence_endings
 from mlm.data.processes import check_processes
 from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer, num_ids, special_ids
@@ -126,6 +127,37 @@ def vocabulary_of(store: TokenStore, masking: str = "token") -> Vocabulary:
     return Vocabulary(store.vocab_size, special.cls, special.sep, special.mask, special.ids, joints)
 
 
+def pair_reader(store: TokenStore, name: str, negatives: str | None) -> PairReader | None:
+    """What reads pairs of the split ``name``; None where no pairs are wanted."""
+    if negatives is None:
+        return None
+    tokenizer = load_tokenizer(store.tokenizer_dir)
+    return PairReader(store.split(name), sentence_endings(tokenizer, store.vocab_size), negatives)
+
+
+def check_pairs(store: TokenStore, length: int, negatives: str | None) -> None:
+    """Refuse a store that has no pairs; looks at its first thousand rows.
+
+    Raises:
+        UserError: so.
+    """
+    for name in ("train", "validation"):
+        reader = pair_reader(store, name, negatives)
+        if reader is None:
+            return
+        if negatives == "another" and len(reader.split.ends) < 2:
+            raise UserError(
+                f"objective.name: next_sentence needs two documents, and {store.path} has one in "
+                f"{name}; separate documents by empty lines before `mlm prepare`"
+            )
+        rows = range(min(1000, num_rows(reader.split.ends, length - 1)))
+        if not any(isinstance(part, Pair) for row in rows for part in reader(row, length, row)):
+            raise UserError(
+                f"objective.name: pairs need documents of two sentences, and the first {len(rows)} "
+                f"rows of {name} in {store.path} have none; choose masked_lm"
+            )
+
+
 def read_row(split: Split, row: int, length: int) -> list[np.ndarray]:
     """The ordinary ids of each sequence of ``row``."""
     return [split.tokens(start, stop) for start, stop in row_spans(split.ends, row, length)]
@@ -142,22 +174,25 @@ class TrainingBatches(Dataset[Batch]):
     """Micro-batch number → batch: a pure function, so any worker may compute any of them."""
 
     def __init__(
-        self, store: TokenStore, options: DataOptions, share: Share, seed: int, still: bool = False
+        self,
+        store: TokenStore,
+        options: DataOptions,
+        share: Share,
+        seed: int,
+        still: bool = False,
+        negatives: str | None = None,
     ) -> None:
         self.split, self.vocabulary = store.split("train"), vocabulary_of(store, options.masking)
         self.options, self.share, self.seed, self.still = options, share, seed, still
-        self.rows = num_rows(self.split.ends, options.sequence_length)
+        self.pairs = pair_reader(store, "train", negatives)
+        self.rows = num_rows(self.split.ends, options.sequence_length - (self.pairs is not None))
 
     def __getitem__(self, micro_batch: int) -> Batch:
         """This rank's ``micro_batch``-th batch since the run began."""
         options = self.options
         places = self.share.places(micro_batch, options.batch_size)
-        rows = [
-            read_row(self.split, stream_row(g, self.rows, self.seed)[0], options.sequence_length)
-            for g in places
-        ]
         return collate(
-            rows,
+            [self._row(g) for g in places],
             [mix(self.seed, g) for g in places],
             self.vocabulary,
             max(options.mlm_probability, options.mlm_probability_end),
@@ -165,14 +200,31 @@ class TrainingBatches(Dataset[Batch]):
             unit=options.masking,
         )
 
+    def _row(self, place: int) -> Sequence[np.ndarray | Pair]:
+        """What stands at a place of the stream."""
+        row, length = stream_row(place, self.rows, self.seed)[0], self.options.sequence_length
+        if self.pairs is None:
+            return read_row(self.split, row, length)
+        return self.pairs(row, length, pair_key(mix(self.seed, place)))
+
 
 class ValidationBatches(Dataset[Batch]):
-    """The validation split in order, masked the same way for ever."""
+    """The validation split in order, masked the same way for ever.
 
-    def __init__(self, split: Split, vocabulary: Vocabulary, length: int, size: int) -> None:
+    With ``pairs`` a row of them each, the same for ever too.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        vocabulary: Vocabulary,
+        length: int,
+        size: int,
+        pairs: PairReader | None = None,
+    ) -> None:
         self.split, self.vocabulary = split, vocabulary
-        self.length, self.size = length, size
-        self.rows = num_rows(split.ends, length)
+        self.length, self.size, self.pairs = length, size, pairs
+        self.rows = num_rows(split.ends, length - (pairs is not None))
 
     def __len__(self) -> int:
         return -(-self.rows // self.size)
@@ -183,11 +235,16 @@ class ValidationBatches(Dataset[Batch]):
             raise IndexError(index)
         rows = range(index * self.size, min(self.rows, (index + 1) * self.size))
         return collate(
-            [read_row(self.split, row, self.length) for row in rows],
+            [self._row(row) for row in rows],
             [mix(_VALIDATION_KEY, row) for row in rows],
             self.vocabulary,
             VALIDATION_RATE,
         )
+
+    def _row(self, row: int) -> Sequence[np.ndarray | Pair]:
+        if self.pairs is None:
+            return read_row(self.split, row, self.length)
+        return self.pairs(row, self.length, pair_key(mix(_VALIDATION_KEY, row)))
 
 
 # The rate of the original BERT, whatever rate a run trains at.
@@ -290,24 +347,32 @@ class PretrainingDataModule(StreamDataModule):
         accumulation: int,
         still: bool = False,
         stall_timeout: float = 300,
+        negatives: str | None = None,
     ) -> None:
         super().__init__(options.num_workers, accumulation, stall_timeout)
-        self.store = store
+        self.store, self.negatives = store, negatives
         self.options, self.seed, self.still = options, seed, still
 
     def train_dataloader(self) -> TimedLoader:
         """Micro-batches from the trainer's present step on, without end."""
         assert self.trainer is not None
-        batches = TrainingBatches(self.store, self.options, self._share(), self.seed, self.still)
+        batches = TrainingBatches(
+            self.store, self.options, self._share(), self.seed, self.still, self.negatives
+        )
         return self._loader(batches, From(self.trainer.global_step * self.accumulation))
 
     def val_dataloader(self) -> TimedLoader:
-        """This rank's share of the validation split."""
+        """This rank's share of the validation split, then of its pairs where there are any."""
         options, share = self.options, self._share()
-        batches = ValidationBatches(
-            self.store.split("validation"),
-            vocabulary_of(self.store),
-            options.sequence_length,
-            options.validation_batch_size,
+        pairs = pair_reader(self.store, "validation", self.negatives)
+        batches: ConcatDataset[Batch] = ConcatDataset(
+            ValidationBatches(
+                self.store.split("validation"),
+                vocabulary_of(self.store),
+                options.sequence_length,
+                options.validation_batch_size,
+                reader,
+            )
+            for reader in ([None] if pairs is None else [None, pairs])
         )
         return self._loader(batches, From(share.rank, len(batches), share.world_size))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mlm.model.config import MATRICES, EncoderConfig
+from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, generator_layers
 from mlm.training.precision import has_bf16
 
 # Dense bf16 FLOP/s from the makers' data sheets, without sparsity.
@@ -64,6 +65,18 @@ def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: floa
     dense = d * d if config.lm_head == "transform" else 0
     head = 6 * head_share * (dense + d * config.vocab_size)
     return 6 * matrices + attention + head
+
+
+def objective_flops(
+    options: ObjectiveOptions, config: EncoderConfig, lengths: np.ndarray, masked: float
+) -> float:
+    """Training FLOPs a token of an objective, its small heads left out; ``masked`` is the share."""
+    if OBJECTIVES[options.name].has_causal_steps:
+        masked += options.causal_share * (1 - masked)
+    if OBJECTIVES[options.name].head == "masked_lm":
+        return flops_per_token(config, lengths, masked)
+    generator = config.replace(num_hidden_layers=generator_layers(config, options))
+    return flops_per_token(config, lengths, 0) + flops_per_token(generator, lengths, masked)
 
 
 def peak_flops(device: str, precision: str) -> float:

@@ -1,18 +1,22 @@
-"""Pretraining as a Lightning module: the masked-LM loss, and validation that can be compared."""
+"""Pretraining as a Lightning module: an objective's loss, and validation that can be compared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from mlm.batch import Batch
 from mlm.data.masking_units import LONGEST_UNIT
+from mlm.errors import UserError
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
+from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, prepared
 from mlm.training.base import SumLossModule, Sums
 from mlm.training.budget import Budget
 from mlm.training.compiling import Mode, compiled, may_vary
@@ -23,9 +27,7 @@ from mlm.training.schedules import falling
 
 
 class PretrainingModule(SumLossModule):
-    """Masked-language-model pretraining of ``model``."""
-
-    model: MaskedLanguageModel
+    """Pretraining of an encoder by one of the objectives; `model` is all that is trained."""
 
     def __init__(
         self,
@@ -37,10 +39,11 @@ class PretrainingModule(SumLossModule):
         compile: bool | Mode = False,
         characters_per_token: float | None = None,
         probe: Callable[[Encoder], float] | None = None,
+        objective: ObjectiveOptions | None = None,
     ) -> None:
         """
         Args:
-            model: what is trained.
+            model: what is trained, with whatever the objective adds to it.
             data: batch size, masking rates.
             optimizer: the optimizer and its schedule.
             budget: the length of the run.
@@ -50,15 +53,23 @@ class PretrainingModule(SumLossModule):
             characters_per_token: of the text that validation reads; with it the loss is also told
                 in bits per character, which do not depend on the tokenizer.
             probe: gives an accuracy that is told after each validation, as by `Probe`.
+            objective: what it learns; masked language modelling where there is none.
         """
         tokens = data.batch_size * data.sequence_length
-        super().__init__(model, optimizer, budget, seed, expected_count=VALIDATION_RATE * tokens)
+        self.objective_options = options = objective or ObjectiveOptions()
+        self.objective = OBJECTIVES[options.name]
+        whole = self.objective.build(model, options)
+        super().__init__(whole, optimizer, budget, seed, expected_count=VALIDATION_RATE * tokens)
         self.data = data
+        self._kept = set(model.state_dict())
+        if self.objective.head == "encoder":
+            self._kept = {name for name in self._kept if name.startswith("encoder.")}
         self.characters_per_token, self.probe = characters_per_token, probe
         self.still = bool(compile)
-        self._loss = compiled(masked_lm.loss, compile)
+        self._loss = compiled(self.objective.loss, compile)
         self.validation_loss = MeanMetric()
         self.validation_accuracy = MeanMetric()
+        self.validation_second = MeanMetric()
 
     @property
     def masking_rate(self) -> float:
@@ -74,8 +85,49 @@ class PretrainingModule(SumLossModule):
             highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
             spare = 0 if self.data.masking == "token" else LONGEST_UNIT
             capacity = rows * (math.ceil(self.data.sequence_length * highest) + spare)
-        masked = masked_lm.at_rate(batch, self.masking_rate, capacity)
-        return Sums(*self._loss(self.model, masked))
+        step = self.spent.steps
+        batch = prepared(
+            batch, self.objective_options, self.masking_rate, capacity, self.seed, step
+        )
+        total, targets, second = self._loss(self.model, batch)
+        return Sums(total if second is None else total + self._second_weight() * second, targets)
+
+    def _second_weight(self) -> float:
+        """What the second loss's sum is multiplied by, so that its mean has the weight wanted.
+
+        One number for all micro-batches and ranks: as many masked tokens as there are expected to
+        be for each of its targets, which are tokens, or pairs of which a row has one.
+        """
+        asked = self.objective_options.weight
+        weight = self.objective.weight if asked is None else asked
+        assert weight is not None
+        tokens = self.data.sequence_length if self.objective.negatives else 1
+        return weight * self.masking_rate * tokens
+
+    def folder_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `model` that stand in a model folder; the objective has the others."""
+        return {name: tensor for name, tensor in weights.items() if name in self._kept}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what no model folder holds, too."""
+        super().on_save_checkpoint(checkpoint)
+        more = {n: t for n, t in self.model.state_dict().items() if n not in self._kept}
+        if more:
+            checkpoint["objective"] = more
+
+    def training_weights(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """Those of the model folder, and the objective's own.
+
+        Raises:
+            UserError: the checkpoint is of another objective.
+        """
+        own: dict[str, Tensor] = checkpoint.get("objective", {})
+        if own.keys() != self.model.state_dict().keys() - self._kept:
+            raise UserError(
+                f"objective.name: the checkpoint is not of {self.objective_options.name}; resume "
+                "with the objective that it was trained with"
+            )
+        return super().training_weights(checkpoint) | {f"model.{n}": t for n, t in own.items()}
 
     def extra_metrics(self) -> dict[str, float]:
         """The rate that moves with the budget."""
@@ -83,18 +135,22 @@ class PretrainingModule(SumLossModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last validation saw."""
-        self.validation_loss.reset()
-        self.validation_accuracy.reset()
+        for metric in (self.validation_loss, self.validation_accuracy, self.validation_second):
+            metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy at the fixed rate with the fixed masks."""
+        """Loss and accuracy at the fixed rate with the fixed masks; batches of pairs come last."""
         if self.stop_asked:
             return
-        masked = masked_lm.at_rate(batch, VALIDATION_RATE)
-        loss, targets, right = masked_lm.score(self.model, masked)
-        count = targets.clamp(min=1)
-        self.validation_loss.update(loss / count, weight=targets)
-        self.validation_accuracy.update(right / count, weight=targets)
+        objective, masked = self.objective, masked_lm.at_rate(batch, VALIDATION_RATE)
+        if batch.pair_labels is None:
+            loss, targets, right = objective.score(self.model, masked)
+            count = targets.clamp(min=1)
+            self.validation_loss.update(loss / count, weight=targets)
+            self.validation_accuracy.update(right / count, weight=targets)
+        if objective.score_second and (batch.pair_labels is not None or not objective.negatives):
+            right, targets = objective.score_second(self.model, masked)
+            self.validation_second.update(right / targets.clamp(min=1), weight=targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks."""
@@ -106,6 +162,10 @@ class PretrainingModule(SumLossModule):
         if self.characters_per_token is not None:
             bits = bits_per_character(float(loss), self.characters_per_token)
             found["val/bits_per_character"] = torch.tensor(bits)
+        if self.objective.metric:
+            found[self.objective.metric] = self.validation_second.compute()
         if self.probe is not None:
-            found["val/probe_accuracy"] = torch.tensor(self.probe(self.model.encoder))
+            encoder = self.model.encoder
+            assert isinstance(encoder, Encoder)
+            found["val/probe_accuracy"] = torch.tensor(self.probe(encoder))
         self.log_validation(found)

@@ -23,6 +23,7 @@ from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
+from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.callbacks import (
     Checkpoints,
@@ -39,10 +40,11 @@ from mlm.training.datamodule import (
     PretrainingDataModule,
     Share,
     ValidationBatches,
+    check_pairs,
     row_lengths,
     vocabulary_of,
 )
-from mlm.training.flops import flops_per_token, peak_flops
+from mlm.training.flops import objective_flops, peak_flops
 from mlm.training.guards import GuardOptions, guard, guard_callbacks, guarded
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
 from mlm.training.module import PretrainingModule
@@ -81,6 +83,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     run_dir, guards = Path(settings["run_dir"]), GuardOptions.of(settings)
     data = DataOptions(**settings["data"])
     optimizer = OptimizerOptions(**settings["optimizer"])
+    objective = ObjectiveOptions(**settings["objective"])
+    negatives = OBJECTIVES[objective.name].negatives
     trainer_settings = dict(settings["trainer"])
     check_trainer(trainer_settings)
     check_seed(settings["seed"])
@@ -92,6 +96,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     check_compile(compile, accumulation)
 
     store = TokenStore.open(settings["store"])
+    check_pairs(store, data.sequence_length, negatives)
     rows = num_rows(store.split("train").ends, data.sequence_length)
     budget = choose_budget(settings["budget"], trainer_settings, rows / data.batch_size)
     if budget is None:
@@ -104,6 +109,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     probe = build_probe(ProbeOptions(**settings["probe"]), load_tokenizer(store.tokenizer_dir))
     torch.manual_seed(seed)
     model = _build_model(settings["model"], store, data)
+    check_objective(objective, model.config)
     resolved = {
         **settings,
         "model": {"path": settings["model"]["path"], **_describe(settings["model"], model.config)},
@@ -111,7 +117,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     }
     for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         resolved["model"].pop(name)  # the store's tokenizer says
-    _say_what_runs(model.config, device, precision, data, bool(compile))
+    _say_what_runs(model.config, device, precision, data, objective, bool(compile))
     model.encoder.recompute = settings["activation_checkpointing"]
 
     module = PretrainingModule(
@@ -123,14 +129,15 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         compile,
         store.characters_per_token("validation"),
         probe,
+        objective,
     )
     guard(module, guards, run_dir)
     datamodule = PretrainingDataModule(
-        store, data, seed, accumulation, bool(compile), guards.stall_timeout
+        store, data, seed, accumulation, bool(compile), guards.stall_timeout, negatives
     )
     lengths = row_lengths(store.split("train"), data.sequence_length)
     mean_rate = (data.mlm_probability + data.mlm_probability_end) / 2
-    token_flops = flops_per_token(model.config, lengths, mean_rate)
+    token_flops = objective_flops(objective, model.config, lengths, mean_rate)
     every_n_steps = trainer_settings["log_every_n_steps"]
     metrics = StepMetrics(every_n_steps, token_flops, peak_flops(device, precision))
     save = _ModelSaver(model.config, store.tokenizer_dir, module)
@@ -228,12 +235,17 @@ def _describe(options: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
 
 @rank_zero_only
 def _say_what_runs(
-    config: EncoderConfig, device: str, precision: str, data: DataOptions, compile: bool
+    config: EncoderConfig,
+    device: str,
+    precision: str,
+    data: DataOptions,
+    objective: ObjectiveOptions,
+    compile: bool,
 ) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     windows = config.attention_windows()
     paths = backend_names(device, dtype, config.attention_dropout, data.sequence_length, windows)
-    native = native_class(config, "masked_lm")
+    native = native_class(config, OBJECTIVES[objective.name].head)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")
     if device == "cuda" and not compile:
@@ -250,16 +262,20 @@ class _ModelSaver:
     def __call__(self, directory: Path, weights: dict[str, Tensor]) -> None:
         spent, metrics = self.module.spent, self.module.trainer.callback_metrics
         found = "".join(f"- {name}: {float(value):.4f}\n" for name, value in metrics.items())
-        card = (
-            f"A masked language model after {spent.steps:,} steps and {spent.tokens:,} tokens.\n\n"
-            + (f"Last validation (15 % of the tokens masked):\n\n{found}" if found else "")
-        )
+        head = self.module.objective.head
+        what = "A masked language model" if head == "masked_lm" else "An encoder"
+        card = f"{what} after {spent.steps:,} steps and {spent.tokens:,} tokens"
+        if (objective := self.module.objective_options.name) != "masked_lm":
+            card += f" of {objective.replace('_', ' ')}"
+        card += ".\n\n"
+        if found:
+            card += f"Last validation (15 % of the tokens masked):\n\n{found}"
         info = {"steps": spent.steps, "tokens": spent.tokens}
         save_folder(
             directory,
             config=self.config,
-            head="masked_lm",
-            state=weights,
+            head=head,
+            state=self.module.folder_weights(weights),
             tokenizer=self.tokenizer,
             info=info,
             card=card,
@@ -270,7 +286,7 @@ def _log_guesses(
     module: PretrainingModule, datamodule: PretrainingDataModule, loggers: list[Any]
 ) -> None:
     """A table of what the model now guesses at the first masks of the validation split."""
-    rows = guesses(module.model, datamodule, 20)
+    rows = guesses(module.objective.masked_lm_of(module.model), datamodule, 20)
     log_table(
         loggers, "val/guesses", ["context", "token", "guess", "score"], rows, module.spent.steps
     )

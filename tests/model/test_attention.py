@@ -16,22 +16,23 @@ LENGTHS = {
 }
 
 
-def layout(lengths: list[int], backend: str | None) -> Layout:
+def layout(lengths: list[int], backend: str | None, causal: bool = False) -> Layout:
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
-    return Layout(ends, max(lengths), sum(lengths), backend)
+    return Layout(ends, max(lengths), sum(lengths), backend, causal=causal)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 4, 64])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("backend", CPU_PATHS)
-def test_outputs_and_gradients_equal_the_reference(backend, lengths, window):
+def test_outputs_and_gradients_equal_the_reference(backend, lengths, window, causal):
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64)
     upstream = torch.randn(sum(lengths), 2, 8, dtype=torch.float64)
     results = []
     for path in (backend, "reference"):
         x = qkv.clone().requires_grad_()
-        y = attend(x, layout(lengths, path), window)
+        y = attend(x, layout(lengths, path, causal), window)
         y.backward(upstream)
         results.append((y.detach(), x.grad))
     (y, grad), (y_reference, grad_reference) = results
@@ -39,16 +40,17 @@ def test_outputs_and_gradients_equal_the_reference(backend, lengths, window):
     torch.testing.assert_close(grad, grad_reference, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 64])
-def test_sequences_of_unlike_lengths_are_padded_apart(window):
+def test_sequences_of_unlike_lengths_are_padded_apart(window, causal):
     lengths = [300, 5, 0, 280, 100, 700, 130, 1]
-    lay = layout(lengths, None)
+    lay = layout(lengths, None, causal)
     found = [group.layout.cu_seqlens.diff().tolist() for group in lay.groups]
     assert found == [[700], [300, 280], [130, 100], [5, 1]]
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64)
     results = []
-    for some in (lay, layout(lengths, "reference")):
+    for some in (lay, layout(lengths, "reference", causal)):
         x = qkv.clone().requires_grad_()
         y = attend(x, some, window)
         y.square().sum().backward()
@@ -60,6 +62,18 @@ def test_sequences_of_unlike_lengths_are_padded_apart(window):
 @pytest.mark.parametrize("lengths", [[128, 3, 50], [500, 500, 500], [500, 400], [*[256] * 15, 40]])
 def test_sequences_of_like_lengths_stay_together(lengths):
     assert layout(lengths, None).groups == []
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_what_comes_after_changes_no_causal_output(window):
+    torch.manual_seed(0)
+    qkv = torch.randn(20, 3, 2, 8, dtype=torch.float64)
+    before = attend(qkv, layout([12, 8], "reference", causal=True), window)
+    qkv[8:12] = torch.randn(4, 3, 2, 8)
+    after = attend(qkv, layout([12, 8], "reference", causal=True), window)
+    assert torch.equal(before[:8], after[:8])
+    assert torch.equal(before[12:], after[12:])
+    assert not torch.isclose(before[8:12], after[8:12]).all(-1).any()
 
 
 def test_reference_weights_are_distributions_inside_the_window():
@@ -142,13 +156,14 @@ def test_without_gradients_a_cpu_takes_the_fused_kernel_in_fp32():
 @pytest.mark.parametrize("path", ["varlen", "sdpa", "matmul", "pieces", "banded"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("window", [None, 4, 64])
-def test_paths_equal_the_reference_on_cuda(path, lengths, window):
+@pytest.mark.parametrize("causal", [False, True])
+def test_paths_equal_the_reference_on_cuda(path, lengths, window, causal):
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 2, 64, device="cuda")
     results = []
     for name, dtype in ((path, torch.bfloat16), ("reference", torch.float32)):
         x = qkv.to(dtype).requires_grad_()
-        lay = layout(lengths, name)
+        lay = layout(lengths, name, causal)
         lay.cu_seqlens = lay.cu_seqlens.cuda()
         y = attend(x, lay, window)
         y.float().square().sum().backward()
