@@ -34,7 +34,8 @@ class Batch:
     labels: Tensor | None = None
     """What is to be predicted: (M,) original ids in pretraining, the task's own otherwise."""
     rows: Tensor | None = None
-    """(N,) int64: which input each sequence is a window of, where one may have several."""
+    """(N,) int64: which input each sequence is a window of, where one may have several; in
+    pretraining, which row of its step it stands in, where that is asked for."""
     masked_positions: Tensor | None = None
     """(M,) int64 in [0, T): the positions that the masked-LM head reads, ascending but for 0s whose
     labels are ignored."""

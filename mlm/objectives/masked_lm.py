@@ -55,6 +55,7 @@ def collate(
     max_rate: float,
     still_length: int | None = None,
     unit: str = "token",
+    first_row: int | None = None,
 ) -> Batch:
     """Rows of documents' pieces → one ragged batch with its masking candidates.
 
@@ -68,6 +69,8 @@ def collate(
             batch is filled up to rows · length tokens by sequences of their own without candidates,
             and the number of sequences up to a coarse step by empty ones.
         unit: what is masked together, a key of `mlm.data.masking_units.UNITS`.
+        first_row: the number of the first row in its step, for `Batch.rows`; not with
+            ``still_length``.
     """
     # A window that holds nothing but [CLS] and [SEP] of its documents is a row of no sequences.
     sequences = [sequence for row in rows for sequence in row]
@@ -95,6 +98,10 @@ def collate(
     batch = end_to_end(ids, np.array(lengths))
     if any(isinstance(sequence, Pair) for sequence in sequences):
         batch = _with_pairs(batch, sequences)
+    if first_row is not None:
+        counts = torch.tensor([len(row) for row in rows])
+        numbers = torch.arange(first_row, first_row + len(rows))
+        batch = replace(batch, rows=numbers.repeat_interleave(counts))
     if still_length is not None:
         step = max(8, len(rows) // 4)
         empty = -batch.num_sequences % step

@@ -58,6 +58,25 @@ def parse_budget(text: str) -> Budget:
     return Budget(unit, amount * factor)
 
 
+def check_budget(budget: Budget, tokens: int, seconds: float) -> None:
+    """Refuse a budget that is over before its first step is.
+
+    Args:
+        budget: of the run.
+        tokens: of the smallest step.
+        seconds: that it takes at least; nan where that is not known.
+
+    Raises:
+        UserError: so.
+    """
+    least = {"steps": 1.0, "tokens": float(tokens), "seconds": seconds}[budget.unit]
+    if budget.amount < least:
+        raise UserError(
+            f"--budget: {budget} are too short for one step, which takes {least:,.4g} "
+            f"{budget.unit} or more; give more, or lower --data.batch_size"
+        )
+
+
 @dataclass
 class Spent:
     """What a run has used so far; saved with a checkpoint."""

@@ -30,6 +30,7 @@ from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer, num_ids, special_ids
 from mlm.errors import UserError, look_up
 from mlm.objectives.masked_lm import Vocabulary, collate
+from mlm.training.ramps import fewest_rows
 
 # Validation rows are masked by this key in every run, so that losses can be compared for ever.
 _VALIDATION_KEY = 0x6D6C6D
@@ -50,6 +51,13 @@ class DataOptions:
     """Rows at once in validation."""
     num_workers: int = 0
     """Loader processes a device; 0 prepares batches in the training process."""
+    batch_size_start: int | None = None
+    """Rows a step when training starts; they rise to batch_size over `ramp`. null: all of them."""
+    sequence_length_start: int | None = None
+    """Tokens in a sequence when training starts, as many of them in all; they rise to
+    sequence_length over `ramp`. null: all of them."""
+    ramp: float = 0.3
+    """Share of the budget over which the two sizes above rise in a line."""
     mlm_probability: float = 0.3
     """Share of the ordinary tokens that are masked when training starts."""
     masking: str = "token"
@@ -71,7 +79,20 @@ class DataOptions:
                 raise UserError(
                     f"data.{name}: {getattr(self, name)} must lie between 1 and {_MOST_ROWS}"
                 )
+        for name, least in (("batch_size", 1), ("sequence_length", 8)):
+            start, end = getattr(self, f"{name}_start"), getattr(self, name)
+            if start is not None and not least <= start <= end:
+                raise UserError(
+                    f"data.{name}_start: {start} must lie between {least} and {name}, {end}"
+                )
+        if not 0 < self.ramp <= 1:
+            raise UserError(f"data.ramp: {self.ramp} must lie above 0, and be at most 1")
         check_processes("data.num_workers", self.num_workers)
+
+    @property
+    def is_ramped(self) -> bool:
+        """Whether a size rises."""
+        return self.batch_size_start is not None or self.sequence_length_start is not None
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,20 @@ class Share:
                 f"devices and {self.accumulation} accumulated batches; choose a multiple of {parts}"
             )
         return batch_size // parts
+
+    def check(self, data: DataOptions) -> None:
+        """Refuse steps of which some device would have nothing.
+
+        Raises:
+            UserError: so.
+        """
+        self.micro_batch_size(data.batch_size)
+        parts, start = self.world_size * self.accumulation, data.batch_size_start
+        if start is not None and start < (least := fewest_rows(data.batch_size, parts)):
+            raise UserError(
+                f"data.batch_size_start: {start} rows cannot be divided over {self.world_size} "
+                f"devices and {self.accumulation} accumulated batches; give {least} or more"
+            )
 
     def places(self, micro_batch: int, batch_size: int) -> range:
         """The places in the global stream that this rank's ``micro_batch``-th batch takes."""
@@ -198,6 +233,7 @@ class TrainingBatches(Dataset[Batch]):
             max(options.mlm_probability, options.mlm_probability_end),
             still_length=options.sequence_length if self.still else None,
             unit=options.masking,
+            first_row=places.start % options.batch_size if options.is_ramped else None,
         )
 
     def _row(self, place: int) -> Sequence[np.ndarray | Pair]:

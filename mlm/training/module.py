@@ -23,6 +23,7 @@ from mlm.training.compiling import Mode, compiled, may_vary
 from mlm.training.datamodule import VALIDATION_RATE, DataOptions
 from mlm.training.evaluation import bits_per_character
 from mlm.training.optimizers import OptimizerOptions
+from mlm.training.ramps import ramped, ramped_length, row_ranks, with_length, with_rows
 from mlm.training.schedules import falling
 
 
@@ -60,7 +61,10 @@ class PretrainingModule(SumLossModule):
         self.objective = OBJECTIVES[options.name]
         whole = self.objective.build(model, options)
         super().__init__(whole, optimizer, budget, seed, expected_count=VALIDATION_RATE * tokens)
-        self.data = data
+        self.data, self.config = data, model.config
+        self._whole: Batch | None = None  # the first batch of a ramped run, before it is tried
+        self._is_tried = not data.is_ramped
+        self._ranks = row_ranks(data.batch_size) if data.batch_size_start else None
         self._kept = set(model.state_dict())
         if self.objective.head == "encoder":
             self._kept = {name for name in self._kept if name.startswith("encoder.")}
@@ -75,6 +79,52 @@ class PretrainingModule(SumLossModule):
     def masking_rate(self) -> float:
         """The share of the ordinary tokens masked in the present step."""
         return falling(self.data.mlm_probability, self.data.mlm_probability_end, self.progress)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """What of a training batch the present step takes."""
+        if not self.data.is_ramped or not self.trainer.training:
+            return batch
+        if not self._is_tried and self._whole is None:
+            self._whole = batch
+        return self.ramped(batch)
+
+    def ramped(self, batch: Batch) -> Batch:
+        """As many of a batch's rows, and in pieces so long, as the present progress allows."""
+        data, progress = self.data, self.progress
+        if self._ranks is not None:
+            rows = ramped(data.batch_size_start, data.batch_size, progress, data.ramp)
+            batch = with_rows(batch, self._ranks < rows)
+        length = ramped_length(
+            data.sequence_length_start, data.sequence_length, progress, data.ramp
+        )
+        if length == data.sequence_length:
+            return batch
+        return with_length(batch, length, self.config.cls_token_id, self.config.sep_token_id)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """As of every run; before the first one, a look whether a ramp's largest batch fits."""
+        if self._whole is not None:
+            self._try(self._whole.to(self.device))
+            self._whole, self._is_tried = None, True
+        return super().training_step(batch, batch_idx)
+
+    def _try(self, batch: Batch) -> None:
+        """Compute a step's gradients, and drop them.
+
+        Raises:
+            UserError: memory is too small.
+        """
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                torch.autograd.grad(self.sums(batch).loss, parameters, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"data: the ramp ends above this device's memory, at {self.data.batch_size} rows "
+                f"of {self.data.sequence_length} tokens; lower --data.batch_size or raise "
+                "--trainer.accumulate_grad_batches"
+            ) from None
 
     def sums(self, batch: Batch) -> Sums:
         """Mask at the present rate, and score."""

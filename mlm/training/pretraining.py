@@ -25,6 +25,7 @@ from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
+from mlm.training.budget import check_budget
 from mlm.training.callbacks import (
     Checkpoints,
     EndOfBudget,
@@ -94,6 +95,13 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     seed, compile = settings["seed"], settings["compile"]
     accumulation = trainer_settings["accumulate_grad_batches"]
     check_compile(compile, accumulation)
+    if compile and data.is_ramped:
+        raise UserError("data: a ramp changes shapes at each step; leave it out, or --compile")
+    if negatives and data.sequence_length_start is not None:
+        raise UserError(
+            f"data.sequence_length_start: {objective.name} has pairs, which cannot be cut; leave "
+            "one of the two out"
+        )
 
     store = TokenStore.open(settings["store"])
     check_pairs(store, data.sequence_length, negatives)
@@ -138,8 +146,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     lengths = row_lengths(store.split("train"), data.sequence_length)
     mean_rate = (data.mlm_probability + data.mlm_probability_end) / 2
     token_flops = objective_flops(objective, model.config, lengths, mean_rate)
-    every_n_steps = trainer_settings["log_every_n_steps"]
-    metrics = StepMetrics(every_n_steps, token_flops, peak_flops(device, precision))
+    every_n_steps, peak = trainer_settings["log_every_n_steps"], peak_flops(device, precision)
+    metrics = StepMetrics(every_n_steps, token_flops, peak)
     save = _ModelSaver(model.config, store.tokenizer_dir, module)
     step = resumed_step(checkpoint, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, resolved, step)
@@ -159,7 +167,9 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         loggers,
         files,
     )
-    Share(0, trainer.world_size, accumulation).micro_batch_size(data.batch_size)  # or refuse
+    step_tokens = (data.batch_size_start or data.batch_size) * (data.sequence_length - 2)
+    check_budget(budget, step_tokens, step_tokens * token_flops / peak / trainer.world_size)
+    Share(0, trainer.world_size, accumulation).check(data)
     write_config(run_dir, resolved)
     with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
