@@ -266,7 +266,8 @@ def _say_what_runs(config: EncoderConfig, device: str, precision: str, task: Tas
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     length = task.settings.max_length or config.max_position_embeddings
     windows = config.attention_windows()
-    paths = backend_names(device, dtype, config.attention_dropout, length, windows)
+    common = device, dtype, config.attention_dropout, length
+    paths = backend_names(*common, windows, config.position == "alibi")
     native = native_class(config, task.layout, task.settings.pooling, task.settings.layers)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -11,6 +11,10 @@ those at a higher one: a batch made for the highest rate serves every rate below
 Whole words or spans are masked the same way: units have the scores then, and one of s tokens with c
 tokens in the units below it is masked exactly if p * n >= c + (1 - u) * s. The one unit that p * n
 falls into is so masked with the probability that is missing, and p * n tokens in the mean.
+
+Tokens may have weights, by which they are preferred: the score of weight w is then -log(u) / w, so
+that of what is left each next one is drawn with a probability in proportion to its weight
+(https://doi.org/10.1016/j.ipl.2005.11.003). Rates stay what they are.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ def mask_rows(
     mask_id: int,
     unit: str = "token",
     joints: Joints | None = None,
+    weights: np.ndarray | None = None,
 ) -> Candidates:
     """What is masked in each row at any rate up to ``max_rate``.
 
@@ -66,6 +71,7 @@ def mask_rows(
         mask_id: the id of [MASK].
         unit: what is masked together, a key of `mlm.data.masking_units.UNITS`.
         joints: which ids go together in words; for any unit but `token`.
+        weights: (vocab_size,) above 0, by which ids are preferred; a unit has its tokens' mean.
     """
     specials = sorted({int(i) for i in special_ids})
     # A tokenizer may leave gaps, and so have ids above its number of tokens.
@@ -78,14 +84,20 @@ def mask_rows(
     counts = np.bincount(row, minlength=len(lengths))  # n of each row
 
     unit_row, unit_place, sizes = row, place, None  # None: each unit is one token
+    unit_weights = None if weights is None else weights[ids[ordinary]]
     if (breaks := UNITS[unit]) is not None:
         assert joints is not None
         first = unit_starts(breaks, joints, ids, ordinary, row, mix_each(keys, _SPAN)[row], place)
         unit_row, unit_place = row[first], place[first]
         sizes = np.diff(first, append=len(ordinary))
+        if unit_weights is not None and len(first):
+            unit_weights = np.add.reduceat(unit_weights, first) / sizes
     # Sorted by row, then by score: the row goes into the topmost bits.
     bits = np.uint64(len(lengths).bit_length())
-    score = words(mix_each(keys, _SCORE)[unit_row], unit_place) >> bits
+    score = words(mix_each(keys, _SCORE)[unit_row], unit_place)
+    if unit_weights is not None:
+        score = _preferring(unit_weights, score)
+    score >>= bits
     order = np.argsort(score | (unit_row.astype(np.uint64) << (np.uint64(64) - bits)))
     # The token of rank j is among the floor(p * n + u) lowest exactly if p >= (j + 1 - u) / n.
     width = 1 if sizes is None else sizes[order]
@@ -140,6 +152,14 @@ def mask_tokens(
     masked[chosen.positions] = chosen.replacements
     labels[chosen.positions] = chosen.labels
     return masked, labels
+
+
+def _preferring(weights: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """uint64 scores that are the lower, the larger their weights; from uniform ones."""
+    uniform = ((score >> np.uint64(11)) + 0.5) * 2.0**-53
+    drawn = -np.log(uniform) / weights
+    # In the same order, but within [0, 1): nothing is lost where weights are far from 1.
+    return np.minimum(drawn / (1.0 + drawn) * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
 
 
 def _ordinary_ids(draws: np.ndarray, specials: Sequence[int], vocab_size: int) -> np.ndarray:

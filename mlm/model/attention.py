@@ -47,7 +47,13 @@ def attend(
     """
     first = qkv[0]
     backend = layout.backend or choose_backend(
-        first.device.type, first.dtype, dropout, layout.max_seqlen, window, torch.is_grad_enabled()
+        first.device.type,
+        first.dtype,
+        dropout,
+        layout.max_seqlen,
+        window,
+        torch.is_grad_enabled(),
+        layout.slopes is not None,
     )
     if isinstance(qkv, tuple):
         if backend == "varlen":
@@ -67,14 +73,16 @@ def choose_backend(
     max_seqlen: int,
     window: int | None = None,
     learns: bool = True,
+    sloped: bool = False,
 ) -> str:
-    """The name of the path that `attend` takes; ``learns`` where gradients are wanted.
+    """The name of the path that `attend` takes.
 
+    ``learns`` where gradients are wanted, ``sloped`` where scores fall with distance (ALiBi).
     What is fastest was measured: see benchmarks/LOG.md.
     """
     sixteen = dtype in (torch.float16, torch.bfloat16)
     windowed = window is None or _WINDOWS_IN_VARLEN
-    if device == "cuda" and sixteen and dropout == 0.0 and windowed:
+    if device == "cuda" and sixteen and dropout == 0.0 and windowed and not sloped:
         return "varlen"
     if device != "cpu":
         return "sdpa"
@@ -91,9 +99,11 @@ def backend_names(
     dropout: float,
     max_seqlen: int,
     windows: Iterable[int | None],
+    sloped: bool = False,
 ) -> str:
     """The paths that training takes in layers of these windows, for people; `none` without any."""
-    found = (choose_backend(device, dtype, dropout, max_seqlen, window) for window in windows)
+    common = device, dtype, dropout, max_seqlen
+    found = (choose_backend(*common, window, sloped=sloped) for window in windows)
     return " and ".join(dict.fromkeys(found)) or "none"
 
 
@@ -106,6 +116,8 @@ def _reference(qkv: Tensor, layout: Layout, window: int | None, dropout: float) 
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         place = torch.arange(stop - start, device=qkv.device)
         after = place - place[:, None]  # how many places a key stands after a query
+        if layout.slopes is not None:
+            scores = scores - layout.slopes[:, None, None] * after.abs()
         if window is not None:
             scores = scores.masked_fill(after.abs() > window, -torch.inf)
         if layout.causal:
@@ -197,8 +209,9 @@ def _banded(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> 
 def _sdpa(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
     """`scaled_dot_product_attention` on padded sequences: any device, any precision."""
     query, key, value = _pad(qkv, layout)
-    visible = layout.visible(window)
-    padded = F.scaled_dot_product_attention(query, key, value, visible, dropout_p=dropout)
+    sloped = layout.slopes is not None
+    mask = layout.bias(window, query.dtype) if sloped else layout.visible(window)
+    padded = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
     return _unpad(padded, layout)
 
 

@@ -51,7 +51,7 @@ class EncoderConfig:
     layer: str = "post_norm"
     """Where the norms stand: `post_norm` (BERT) or `pre_norm`; see encoder.py."""
     position: str = "learned"
-    """`learned`, `sinusoidal`, `rope` or `none`; see positions.py."""
+    """`learned`, `sinusoidal`, `rope`, `alibi` or `none`; see positions.py."""
     position_offset: int = 0
     """Rows of the learned positions before the first one (RoBERTa: pad_token_id + 1)."""
     attention: tuple[str, ...] = ("global",)

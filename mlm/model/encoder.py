@@ -25,7 +25,7 @@ from mlm.model.feed_forward import build_feed_forward
 from mlm.model.layout import Layout, prepare
 from mlm.model.mixers import build_mixer
 from mlm.model.norms import build_norm
-from mlm.model.positions import Rotation, rotation
+from mlm.model.positions import Rotation, alibi_slopes, rotation
 
 
 class PostNormLayer(nn.Module):
@@ -127,6 +127,8 @@ class Encoder(nn.Module):
             turns["local"] = turns["global"]
             if config.local_rope_theta != config.rope_theta:
                 turns["local"] = rotation(positions, config.head_dim, config.local_rope_theta)
+        elif config.position == "alibi":
+            layout.slopes = alibi_slopes(config.num_attention_heads).to(layout.cu_seqlens.device)
         hidden = self.embeddings(batch)
         if states is not None:
             states.append(hidden)

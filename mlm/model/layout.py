@@ -50,6 +50,9 @@ class Layout:
     """Where `reference` leaves its weights: a list a layer of B tensors (N, s, s)."""
     causal: bool = False
     """Whether a query sees no key after it."""
+    slopes: Tensor | None = None
+    """(N,) float32: what a head's scores lose with each place between query and key, see
+    `mlm.model.positions.alibi_slopes`."""
     _made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -77,7 +80,7 @@ class Layout:
         if len(bounds) == 1:
             return []
         parts = np.split(order, bounds[1:])
-        return [_group(starts[part], lengths[part], self.causal) for part in parts]
+        return [self._group(starts[part], lengths[part]) for part in parts]
 
     @functools.cached_property
     def ungroup(self) -> Tensor:
@@ -94,14 +97,17 @@ class Layout:
         return self._once(("visible", window), lambda: self._build_visible(window))
 
     def bias(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """`visible` as numbers to add to scores: 0 and -inf."""
+        """What is added to scores: `visible` as 0 and -inf, less what distance costs.
+
+        (B or 1, 1 or N, 1 or S, S); None where that is nothing.
+        """
         visible = self.visible(window)
-        if visible is None:
+        if visible is None and self.slopes is None:
             return None
-        return self._once(("bias", window, dtype), lambda: _as_bias(visible, dtype))
+        return self._once(("bias", window, dtype), lambda: self._build_bias(visible, dtype))
 
     def band(self, window: int, block: int, dtype: torch.dtype) -> Tensor:
-        """(T / block, 1, block, 3 block): as `bias`, for blocks of queries across all sequences.
+        """(T / block, 1 or N, block, 3 block): `bias` of blocks of queries across all sequences.
 
         The keys are those of the block itself and of its neighbours to both sides, which hold all
         that a query sees: ``block`` is at least ``window``.
@@ -139,6 +145,29 @@ class Layout:
             return (real | ~real.any(-1, keepdim=True))[:, None, None]
         return ((real[:, None] & near) | ~real[..., None])[:, None]
 
+    def _build_bias(self, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if self.slopes is None:
+            assert visible is not None
+            return _as_bias(visible, dtype)
+        place = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
+        far = self._cost(place - place[:, None])
+        if visible is not None:
+            far = far.masked_fill(~visible, -torch.inf)
+        return far.to(dtype)
+
+    def _cost(self, offsets: Tensor) -> Tensor:
+        """(N, …) float32: what heads add to the scores of keys at such offsets."""
+        assert self.slopes is not None
+        return -self.slopes.view(-1, *(1,) * offsets.ndim) * offsets.abs()
+
+    def _group(self, starts: np.ndarray, lengths: np.ndarray) -> Group:
+        ends = np.cumsum(lengths)
+        tokens = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+        cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
+        sizes = int(lengths.max()), len(tokens)
+        layout = Layout(cu_seqlens, *sizes, causal=self.causal, slopes=self.slopes)
+        return Group(torch.from_numpy(tokens.astype(np.int64)), layout)
+
     def _build_band(self, window: int, block: int, dtype: torch.dtype) -> Tensor:
         device = self.cu_seqlens.device
         place = torch.arange(-(-self.num_tokens // block) * block, device=device)
@@ -149,21 +178,16 @@ class Layout:
         offset = torch.arange(3 * block, device=device) - block
         offset = offset - torch.arange(block, device=device)[:, None]
         near = _in_reach(offset, window, self.causal)
-        return _as_bias((queries == keys) & near, dtype)
+        seen = (queries == keys) & near
+        if self.slopes is None:
+            return _as_bias(seen, dtype)
+        return self._cost(offset).masked_fill(~seen, -torch.inf).to(dtype)
 
 
 def _in_reach(offsets: Tensor, window: int | None, causal: bool) -> Tensor:
     """Whether a query sees the key that stands so many places after it."""
     near = offsets <= 0 if causal else torch.ones_like(offsets, dtype=torch.bool)
     return near if window is None else near & (offsets.abs() <= window)
-
-
-def _group(starts: np.ndarray, lengths: np.ndarray, causal: bool) -> Group:
-    ends = np.cumsum(lengths)
-    tokens = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-    cu_seqlens = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
-    layout = Layout(cu_seqlens, int(lengths.max()), len(tokens), causal=causal)
-    return Group(torch.from_numpy(tokens.astype(np.int64)), layout)
 
 
 def _as_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:

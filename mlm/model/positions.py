@@ -1,4 +1,4 @@
-"""Where a token stands: absolute positions added to embeddings, or rotations in attention.
+"""Where a token stands: absolute positions added to embeddings, or something in attention.
 
 Shapes: ``T`` tokens, ``D`` model width, ``N`` heads, ``H`` head width.
 """
@@ -135,11 +135,28 @@ def _turn(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
+def alibi_slopes(heads: int) -> Tensor:
+    """(heads,) float32: by how much a head's score falls with each place of distance.
+
+    Powers of 2^(-8 / heads), and for a number that is no power of two some of those of the next one
+    between them (https://arxiv.org/abs/2108.12409, section 3). To both sides alike, as MosaicBERT
+    has it (https://arxiv.org/abs/2312.17482).
+
+    >>> alibi_slopes(4).tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    whole = 1 << (heads.bit_length() - 1)
+    slopes = 2.0 ** (-8.0 / whole * torch.arange(1, whole + 1))
+    between = 2.0 ** (-4.0 / whole * torch.arange(1, 2 * (heads - whole) + 1, 2))
+    return torch.cat([slopes, between])
+
+
 # What is added to the embeddings; None where positions enter attention, or nowhere.
 POSITIONS: dict[str, type[LearnedPositions] | type[SinusoidalPositions] | None] = {
     "learned": LearnedPositions,
     "sinusoidal": SinusoidalPositions,
     "rope": None,
+    "alibi": None,
     "none": None,
 }
 

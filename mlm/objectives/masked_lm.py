@@ -46,6 +46,8 @@ class Vocabulary:
     """All special ids: never masked, never a random replacement."""
     joints: Joints | None = None
     """Which ids go together in words; only to mask words or spans."""
+    weights: np.ndarray | None = None
+    """(size,) by which ids are preferred; see `mask_rows`."""
 
 
 def collate(
@@ -89,6 +91,7 @@ def collate(
         vocabulary.mask,
         unit,
         vocabulary.joints,
+        vocabulary.weights,
     )
     if still_length is not None:
         missing = len(rows) * still_length - len(ids)

@@ -26,7 +26,7 @@ from mlm.data.order import stream_row
 from mlm.data.packing import Ends, num_rows, row_spans
 from mlm.data.pairs import Pair, PairReader, pair_key, sentence_endings
 from mlm.data.processes import check_processes
-from mlm.data.store import TokenStore
+from mlm.data.store import TokenSplit, TokenStore
 from mlm.data.tokenizer import load_tokenizer, num_ids, special_ids
 from mlm.errors import UserError, look_up
 from mlm.objectives.masked_lm import Vocabulary, collate
@@ -63,6 +63,9 @@ class DataOptions:
     masking: str = "token"
     """What is masked together: each `token` by itself, whole a `word`, or a `span` of words, 3.8 in
     the mean. Validation masks tokens, so that losses can be compared."""
+    mask_rarity: float = 0.0
+    """How much rare tokens are preferred: masked in proportion to their frequency to the power of
+    minus this; 0 masks all alike, 0.5 a token four times as rare twice as often."""
     mlm_probability_end: float = 0.15
     """Share masked at the end; between the two it falls linearly with the budget spent."""
 
@@ -85,6 +88,8 @@ class DataOptions:
                 raise UserError(
                     f"data.{name}_start: {start} must lie between {least} and {name}, {end}"
                 )
+        if not 0 <= self.mask_rarity <= 1:
+            raise UserError(f"data.mask_rarity: {self.mask_rarity} must lie in [0, 1]")
         if not 0 < self.ramp <= 1:
             raise UserError(f"data.ramp: {self.ramp} must lie above 0, and be at most 1")
         check_processes("data.num_workers", self.num_workers)
@@ -153,13 +158,30 @@ class Split(Protocol):
         """The ids from ``start`` up to ``stop``, counted over the whole split."""
 
 
-def vocabulary_of(store: TokenStore, masking: str = "token") -> Vocabulary:
-    """What ``masking``, one of `UNITS`, must know of ``store``'s tokenizer."""
+def vocabulary_of(store: TokenStore, masking: str = "token", rarity: float = 0.0) -> Vocabulary:
+    """What ``masking``, one of `UNITS`, must know of ``store``'s tokenizer and of its tokens."""
     tokenizer = load_tokenizer(store.tokenizer_dir)
     special, joints = special_ids(tokenizer), None
     if masking != "token":
         joints = find_joints(tokenizer, num_ids(tokenizer))
-    return Vocabulary(store.vocab_size, special.cls, special.sep, special.mask, special.ids, joints)
+    size, weights = store.vocab_size, None
+    if rarity > 0:
+        weights = rarity_weights(store.split("train"), size, rarity)
+    names = special.cls, special.sep, special.mask, special.ids
+    return Vocabulary(size, *names, joints, weights)
+
+
+def rarity_weights(split: TokenSplit, size: int, rarity: float) -> np.ndarray:
+    """(size,) float64: a token's count to the power of -``rarity``, of a sample of the split.
+
+    The sample is 64 stretches, evenly spread: 16 M tokens at most.
+    """
+    stretch = min(1 << 18, split.num_tokens // 64 + 1)
+    counts = np.ones(size)  # none is infinitely rare
+    for start in np.linspace(0, split.num_tokens - stretch, 64).astype(np.int64).tolist():
+        counts += np.bincount(split.tokens(start, start + stretch), minlength=size)
+    weights: np.ndarray = counts**-rarity
+    return weights
 
 
 def pair_reader(store: TokenStore, name: str, negatives: str | None) -> PairReader | None:
@@ -217,7 +239,8 @@ class TrainingBatches(Dataset[Batch]):
         still: bool = False,
         negatives: str | None = None,
     ) -> None:
-        self.split, self.vocabulary = store.split("train"), vocabulary_of(store, options.masking)
+        self.split = store.split("train")
+        self.vocabulary = vocabulary_of(store, options.masking, options.mask_rarity)
         self.options, self.share, self.seed, self.still = options, share, seed, still
         self.pairs = pair_reader(store, "train", negatives)
         self.rows = num_rows(self.split.ends, options.sequence_length - (self.pairs is not None))

@@ -254,7 +254,8 @@ def _say_what_runs(
 ) -> None:
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     windows = config.attention_windows()
-    paths = backend_names(device, dtype, config.attention_dropout, data.sequence_length, windows)
+    common = device, dtype, config.attention_dropout, data.sequence_length
+    paths = backend_names(*common, windows, config.position == "alibi")
     native = native_class(config, OBJECTIVES[objective.name].head)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from mlm.data.keys import mix
-from mlm.data.masking import IGNORE_INDEX, mask_candidates, mask_rows, mask_tokens
+from mlm.data.masking import (
+    IGNORE_INDEX,
+    Candidates,
+    mask_candidates,
+    mask_rows,
+    mask_tokens,
+)
 
 SPECIAL, MASK, VOCAB = (0, 1, 2, 3, 4), 4, 1000
 
@@ -38,6 +44,44 @@ def test_every_ordinary_token_is_masked_alike_and_special_tokens_never() -> None
     assert hits[~ordinary].sum() == 0
     spread = (6000 * 0.15 * 0.85) ** 0.5
     assert np.abs(hits[ordinary] - 900).max() < 5 * spread
+
+
+def test_weights_prefer_and_change_no_rate() -> None:
+    ids = np.array([2, *range(5, 45), 3])
+    weights = np.ones(VOCAB)
+    weights[5:15], weights[15:25] = 4.0, 0.25
+    hits, counts = np.zeros(len(ids)), []
+    for k in range(6000):
+        chosen = weighted(ids, mix(k), 0.1, weights).positions
+        hits[chosen] += 1
+        counts.append(len(chosen))
+    assert min(counts) == max(counts) == 4
+    # The first draw is in proportion; of four, the many alike ones are nearly so.
+    often, seldom, others = hits[1:11].mean(), hits[11:21].mean(), hits[21:41].mean()
+    assert 3.0 < often / others < 4.2
+    assert 0.22 < seldom / others < 0.30
+    first = [weighted(ids, mix(k), 0.025, weights).positions[0] for k in range(20_000)]
+    share = np.mean([1 <= place <= 10 for place in first])
+    assert share == pytest.approx(40 / 62.5, abs=4 * (0.64 * 0.36 / 20_000) ** 0.5)
+
+
+def test_weighted_masks_are_nested_and_do_not_depend_on_their_batch() -> None:
+    weights = 10.0 ** np.random.default_rng(0).uniform(-6, 6, VOCAB)
+    ids = a_row()
+    few, many = (set(weighted(ids, 3, p, weights).positions.tolist()) for p in (0.1, 0.4))
+    assert few < many
+    rows = [a_row(seed=s) for s in range(3)]
+    keys = np.array([7, 8, 9], np.uint64)
+    sizes = np.array([len(row) for row in rows])
+    joint = mask_rows(np.concatenate(rows), sizes, keys, SPECIAL, 0.2, VOCAB, MASK, weights=weights)
+    alone = [weighted(row, int(k), 0.2, weights) for row, k in zip(rows, keys, strict=True)]
+    expected = np.concatenate([c.positions + 128 * i for i, c in enumerate(alone)])
+    assert joint.positions.tolist() == expected.tolist()
+
+
+def weighted(ids: np.ndarray, key: int, rate: float, weights: np.ndarray) -> Candidates:
+    one = np.array([len(ids)]), np.array([key], np.uint64)
+    return mask_rows(ids, *one, SPECIAL, rate, VOCAB, MASK, weights=weights)
 
 
 def test_eighty_ten_ten() -> None:

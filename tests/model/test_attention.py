@@ -16,23 +16,31 @@ LENGTHS = {
 }
 
 
-def layout(lengths: list[int], backend: str | None, causal: bool = False) -> Layout:
+KINDS = {
+    "plain": {},
+    "causal": {"causal": True},
+    "sloped": {"slopes": torch.tensor([0.5, 0.03])},
+    "sloped_causal": {"causal": True, "slopes": torch.tensor([0.5, 0.03])},
+}
+
+
+def layout(lengths: list[int], backend: str | None, **kind: object) -> Layout:
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
-    return Layout(ends, max(lengths), sum(lengths), backend, causal=causal)
+    return Layout(ends, max(lengths), sum(lengths), backend, **kind)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("window", [None, 1, 4, 64])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("backend", CPU_PATHS)
-def test_outputs_and_gradients_equal_the_reference(backend, lengths, window, causal):
+def test_outputs_and_gradients_equal_the_reference(backend, lengths, window, kind):
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64)
     upstream = torch.randn(sum(lengths), 2, 8, dtype=torch.float64)
     results = []
     for path in (backend, "reference"):
         x = qkv.clone().requires_grad_()
-        y = attend(x, layout(lengths, path, causal), window)
+        y = attend(x, layout(lengths, path, **kind), window)
         y.backward(upstream)
         results.append((y.detach(), x.grad))
     (y, grad), (y_reference, grad_reference) = results
@@ -40,17 +48,17 @@ def test_outputs_and_gradients_equal_the_reference(backend, lengths, window, cau
     torch.testing.assert_close(grad, grad_reference, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("window", [None, 64])
-def test_sequences_of_unlike_lengths_are_padded_apart(window, causal):
+def test_sequences_of_unlike_lengths_are_padded_apart(window, kind):
     lengths = [300, 5, 0, 280, 100, 700, 130, 1]
-    lay = layout(lengths, None, causal)
+    lay = layout(lengths, None, **kind)
     found = [group.layout.cu_seqlens.diff().tolist() for group in lay.groups]
     assert found == [[700], [300, 280], [130, 100], [5, 1]]
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 2, 8, dtype=torch.float64)
     results = []
-    for some in (lay, layout(lengths, "reference", causal)):
+    for some in (lay, layout(lengths, "reference", **kind)):
         x = qkv.clone().requires_grad_()
         y = attend(x, some, window)
         y.square().sum().backward()
@@ -117,6 +125,10 @@ def test_the_path_follows_from_device_precision_dropout_and_length(
     assert choose_backend(device, dtype, dropout, length) == path
 
 
+def test_slopes_take_a_path_that_knows_them():
+    assert choose_backend("cuda", torch.bfloat16, 0.0, 512, sloped=True) == "sdpa"
+
+
 def test_windows_that_the_kernel_does_not_know_take_another_path(monkeypatch):
     monkeypatch.setattr("mlm.model.attention._WINDOWS_IN_VARLEN", False)
     paths = [choose_backend("cuda", torch.bfloat16, 0.0, 512, window) for window in (None, 64)]
@@ -156,14 +168,14 @@ def test_without_gradients_a_cpu_takes_the_fused_kernel_in_fp32():
 @pytest.mark.parametrize("path", ["varlen", "sdpa", "matmul", "pieces", "banded"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("window", [None, 4, 64])
-@pytest.mark.parametrize("causal", [False, True])
-def test_paths_equal_the_reference_on_cuda(path, lengths, window, causal):
+@pytest.mark.parametrize("kind", ["plain", "causal"])
+def test_paths_equal_the_reference_on_cuda(path, lengths, window, kind):
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, 2, 64, device="cuda")
     results = []
     for name, dtype in ((path, torch.bfloat16), ("reference", torch.float32)):
         x = qkv.to(dtype).requires_grad_()
-        lay = layout(lengths, name, causal)
+        lay = layout(lengths, name, **KINDS[kind])
         lay.cu_seqlens = lay.cu_seqlens.cuda()
         y = attend(x, lay, window)
         y.float().square().sum().backward()

@@ -12,6 +12,7 @@ from mlm.errors import UserError
 from mlm.model.config import FAMILIES, SIZES, EncoderConfig, preset
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
+from mlm.model.positions import alibi_slopes
 
 VARIANTS = {
     "bert": preset("bert", "tiny", vocab_size=97),
@@ -26,6 +27,7 @@ VARIANTS = {
     ),
     "sinusoidal": preset("bert", "tiny", vocab_size=97, position="sinusoidal"),
     "no_positions": preset("bert", "tiny", vocab_size=97, position="none"),
+    "alibi": preset("modern", "tiny", vocab_size=97, local_attention=8, position="alibi"),
     "rms_norm": preset("modern", "tiny", vocab_size=97, norm="rms_norm", activation="silu"),
     "pre_norm_bert": preset("bert", "tiny", vocab_size=97, layer="pre_norm", final_norm=True),
 }
@@ -75,6 +77,10 @@ def padded_reference(encoder: Encoder, rows: list[list[int]]) -> list[torch.Tens
             theta = c.rope_theta if kind == "global" else c.local_rope_theta
             q, k = turn(q, theta), turn(k, theta)
         scores = q @ k.transpose(-1, -2) / c.head_dim**0.5
+        if c.position == "alibi":
+            heads = c.num_attention_heads
+            slopes = 2 ** (-8 * torch.arange(1, heads + 1) / heads)
+            scores = scores - slopes[:, None, None] * (place[:, None] - place).abs()
         hidden = ~real[:, None, None]
         if kind == "local":
             hidden = hidden | ((place[:, None] - place).abs() > c.local_attention // 2)
@@ -289,3 +295,23 @@ def test_recomputing_layers_keeps_less_and_changes_nothing(name):
     assert torch.equal(plain, again)
     assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
     assert little < much / 2
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8, 12, 16, 20])
+def test_slopes_are_those_of_bloom(heads):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    table = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)  # slope times position
+    torch.testing.assert_close(alibi_slopes(heads), table[:, 0, 1])
+
+
+def test_distance_is_all_that_alibi_knows():
+    """Read backwards, a text has the same vectors, as it has with no absolute positions."""
+    torch.manual_seed(0)
+    encoder = Encoder(VARIANTS["alibi"].replace(attention=("global",))).eval()
+    spread(encoder)
+    forth = encoder(ragged([[5, 6, 7, 8, 9]]))
+    back = encoder(ragged([[9, 8, 7, 6, 5]]))
+    torch.testing.assert_close(forth, back.flip(0), rtol=1e-4, atol=1e-5)
+    alike = encoder(ragged([[5] * 4 + [6]]))
+    assert not torch.isclose(alike[0], alike[3]).all()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -66,6 +67,21 @@ def test_words_may_be_masked_whole(masking, pretrain_settings, tmp_path):
     whole, single = losses(tmp_path / "run"), losses(tmp_path / "token")
     assert whole.keys() == single.keys()
     assert whole[1] != single[1]
+
+
+@pytest.mark.parametrize("masking", ["token", "word"])
+def test_rare_tokens_may_be_preferred(masking, store):
+    opened = TokenStore.open(store)
+    found = []
+    for rarity in (0.0, 1.0):
+        options = DataOptions(32, 64, masking=masking, mask_rarity=rarity)
+        batches = TrainingBatches(opened, options, Share(), seed=0)
+        labels = torch.cat([batches[i].labels for i in range(10)])
+        counts = np.bincount(np.concatenate([batches[i].input_ids for i in range(10)]))
+        found.append((len(labels), float(counts[labels].mean())))
+    (plain, common), (preferring, rare) = found
+    assert preferring == pytest.approx(plain, rel=0.02)
+    assert rare < 0.8 * common
 
 
 def test_an_unknown_masking_is_refused(pretrain_settings, tmp_path):
@@ -276,6 +292,7 @@ def test_sigterm_saves_and_exits_with_143(store, tmp_path):
     [
         ("--data.sequence_length 2000", "max_position_embeddings"),
         ("--data.mlm_probability 1.5", "mlm_probability"),
+        ("--data.mask_rarity -1", r"mask_rarity: -1"),
         ("--trainer.accumulate_grad_batches 3", "multiple of 3"),
         ("--budget 5parsecs", "budget"),
         ("--trainer.max_steps 5 --trainer.max_epochs 2", "max_steps and trainer.max_epochs"),
