@@ -94,6 +94,24 @@ def test_a_program_that_fails_is_named(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+def test_sentiment_from_nothing(tmp_path: Path) -> None:
+    words = [["good", "fine", "lovely"], ["bad", "dull", "awful"]]
+    texts = [f"a {words[n % 2][n // 2 % 3]} film, number {n}" for n in range(400)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    table = "text,label\n" + "\n".join(f'"{text}",{n % 2}' for n, text in enumerate(texts))
+    (tmp_path / "train.csv").write_text(table)
+    small = ["--budget", "2s", "--vocab_size", "150", "--model.size", "tiny"]
+    places = [f"--{n}={tmp_path / p}" for n, p in (("work", "w"), ("output", "found.jsonl"))]
+    tables = [f"--{n}={tmp_path / 'train.csv'}" for n in ("train", "validation")]
+    corpus = ["--corpus", str(tmp_path / "corpus.txt")]
+    run(BENCHMARKS / "sst2_from_nothing.py", *corpus, *tables, *places, *small)
+    found = json.loads((tmp_path / "found.jsonl").read_text())
+    assert 0 < found["minutes"] < 10
+    assert 40 <= found["accuracy"] <= 100
+    assert found["tokens"] > 0
+
+
+@pytest.mark.slow
 def test_recipes_learn_in_turns(tmp_path: Path) -> None:
     corpus, store = tmp_path / "corpus.txt", tmp_path / "store"
     texts = (
