@@ -26,6 +26,7 @@ from mlm.errors import RunError, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("the whole path on built-in data, under five minutes", "tasks.commands.demo"),
     "prepare": ("text files to a tokenizer and a token store", "mlm.commands.prepare"),
+    "plan": ("what size, batch and rate a time is worth on this machine", "mlm.commands.plan"),
     "pretrain": ("train an encoder on a token store by hiding tokens", "mlm.commands.pretrain"),
     "finetune": (
         "put a task's head on an encoder and train it on a table",

@@ -47,6 +47,14 @@ def mean_keys(lengths: np.ndarray, window: int | None = None) -> float:
     return float((lengths * (2 * reach + 1) - reach * (reach + 1)).sum() / lengths.sum())
 
 
+def layer_weights(config: EncoderConfig) -> int:
+    """N: the numbers in the matrices of all layers."""
+    kinds = [config.layer_attention(index) for index in range(config.num_hidden_layers)]
+    mixing = sum(MATRICES[kind] for kind in kinds) * config.hidden_size**2
+    inner = (3 if config.feed_forward == "glu" else 2) * config.intermediate_size
+    return mixing + len(kinds) * inner * config.hidden_size
+
+
 def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: float) -> float:
     """Training FLOPs a token.
 
@@ -55,16 +63,13 @@ def flops_per_token(config: EncoderConfig, lengths: np.ndarray, head_share: floa
         lengths: (N,) lengths of typical sequences.
         head_share: the share of tokens at which the vocabulary is predicted.
     """
-    d, inner = config.hidden_size, config.intermediate_size
-    kinds = [config.layer_attention(index) for index in range(config.num_hidden_layers)]
-    matrices = sum(MATRICES[kind] * d * d for kind in kinds)
-    matrices += len(kinds) * (3 if config.feed_forward == "glu" else 2) * d * inner
+    d = config.hidden_size
     windows = config.attention_windows()
     keys = {window: mean_keys(lengths, window) for window in set(windows)}
     attention = sum(12 * d * keys[window] for window in windows)
     dense = d * d if config.lm_head == "transform" else 0
     head = 6 * head_share * (dense + d * config.vocab_size)
-    return 6 * matrices + attention + head
+    return 6 * layer_weights(config) + attention + head
 
 
 def objective_flops(
