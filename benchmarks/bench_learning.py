@@ -7,7 +7,9 @@ Each recipe is `mlm pretrain` with some options changed, or a plain `transformer
 (`peers/pretrain.py`) at one of four learning rates. All recipes of a seed run at once but one at a
 time, in turns of some seconds by clocks of their own (`turns.py`), so that a busy machine wrongs
 none of them. What is compared is the loss at the fixed 15 % masks of the validation split, as
-`mlm evaluate` finds it, so that the peers are scored by the same code on the same masks.
+`mlm evaluate` finds it, so that the peers are scored by the same code on the same masks; and with
+`--train sst2/train.parquet --validation sst2/dev.parquet` the accuracy after fine-tuning too, by
+which objectives can be compared that leave no masked language model.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 from common import RESULTS, mlm, record
 from turns import Turn, in_turns
 
+from mlm.checkpoint import read_folder
 from mlm.training.metrics_csv import read_metrics
 
 PEER = Path(__file__).parent / "peers" / "pretrain.py"
@@ -44,6 +47,7 @@ RECIPES: dict[str, str] = {
     "sentence order": "--objective.name sentence_order",
     "next sentence": "--objective.name next_sentence",
     "causal steps": "--objective.name masked_and_causal",
+    "replaced tokens": "--objective.name replaced_tokens",
     "cosine": "--optimizer.schedule cosine",
     "linear": "--optimizer.schedule linear",
     "one cycle": "--optimizer.schedule linear --optimizer.warmup 0.5",
@@ -83,32 +87,46 @@ def start(name: str, place: Path, args: argparse.Namespace, seed: int) -> Turn:
     return Turn(place / "clock", words, place / "log.txt")
 
 
-def score(model: Path, store: Path, length: int) -> dict[str, float]:
-    """What `mlm evaluate` says of a model on the store's validation split."""
+def loss_of(model: Path, store: Path, length: int) -> float | None:
+    """What `mlm evaluate` says of a model on the store's validation split; None without a head."""
+    if read_folder(model).head != "masked_lm":
+        return None
     words = ["--model", model, "--data", store, "--data.sequence_length", length]
-    found: dict[str, float] = json.loads(mlm("evaluate", *words).printed)
-    return found
+    return float(json.loads(mlm("evaluate", *words).printed)["loss"])
 
 
-def result(name: str, place: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The final loss of a contender, its curve, and how much it read."""
+def accuracy_of(model: Path, place: Path, args: argparse.Namespace, seed: int) -> dict[str, float]:
+    """The accuracy in % after fine-tuning, where that is asked for."""
+    if args.train is None:
+        return {}
+    words = ["--config", "sst2", "--model", model, "--train", args.train, "--seed", seed]
+    words += ["--validation", args.validation, "--run_dir", place / "tuned", "--logging.wandb=off"]
+    printed = mlm("finetune", *words, log=place / "log.txt").printed
+    return {"accuracy": 100 * json.loads(printed.splitlines()[-1])["accuracy"]}
+
+
+def result(name: str, place: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The final loss of a contender, its curve, how much it read, and what it is good for."""
     run = place / "run"
     if name in PEERS:
         snapshots = sorted(run.glob("snapshot_*"), key=lambda path: int(path.name.split("_")[1]))
         last = int(snapshots[-1].name.split("_")[1])
-        losses = [score(path, args.store, 128)["loss"] for path in snapshots]
+        losses = [loss_of(path, args.store, 128) for path in snapshots]
         shares = [int(path.name.split("_")[1]) / last for path in snapshots]
         curve = [[share * args.seconds, x] for share, x in zip(shares, losses, strict=True)]
-        return {"loss": losses[-1], "curve": curve, **json.loads((run / "found.json").read_text())}
+        found = json.loads((run / "found.json").read_text())
+        more = accuracy_of(snapshots[-1], place, args, seed)
+        return {"loss": losses[-1], "curve": curve, **found, **more}
     rows = read_metrics(run / "metrics.csv")
     seconds = {s: t for s, t in zip(rows["step"], rows["seconds"], strict=True) if t is not None}
     pairs = zip(rows["step"], rows["val/loss"], strict=True)
     known = config_of(run / "model")
     return {
-        "loss": score(run / "model", args.store, 128)["loss"],
+        "loss": loss_of(run / "model", args.store, 128),
         "curve": [[seconds[s], x] for s, x in pairs if x is not None and s in seconds],
         "steps": known["steps"],
         "tokens": known["tokens"],
+        **accuracy_of(run / "model", place, args, seed),
     }
 
 
@@ -146,6 +164,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480.0, help="of training, each")
     parser.add_argument("--slice", type=float, default=20.0, help="seconds a turn")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=Path, help="a table to fine-tune on")
+    parser.add_argument("--validation", type=Path, help="and one to score it by")
     parser.add_argument("--work", type=Path, default=Path("runs/learning"))
     parser.add_argument("--output", type=Path, default=RESULTS / "learning.jsonl")
     parser.add_argument("--picture", type=Path, default=RESULTS / "learning.png")
@@ -157,15 +177,17 @@ def main() -> None:
             turns = [stack.enter_context(start(n, p, args, seed)) for n, p in places.items()]
             in_turns(turns, args.slice)
         for name, place in places.items():
-            found = result(name, place, args)
+            found = result(name, place, args, seed)
             results[name].append(found)
             asked = {"recipe": name, "size": args.size, "seconds": args.seconds, "seed": seed}
             record(args.output, benchmark="learning", **asked, **found)
     draw(results, args.picture)
-    print(f"{'recipe':<28} loss, mean of {args.seeds} seeds")
-    means = {name: statistics.mean(r["loss"] for r in runs) for name, runs in results.items()}
-    for name, mean in sorted(means.items(), key=lambda item: item[1]):
-        print(f"{name:<28} {mean:.3f}")
+    for what in ("loss", "accuracy"):
+        print(f"{'recipe':<28} {what}, mean of {args.seeds} seeds")
+        found = {name: [r[what] for r in runs if r.get(what)] for name, runs in results.items()}
+        means = {name: statistics.mean(values) for name, values in found.items() if values}
+        for name, mean in sorted(means.items(), key=lambda item: item[1]):
+            print(f"{name:<28} {mean:.3f}")
 
 
 if __name__ == "__main__":

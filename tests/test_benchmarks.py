@@ -120,15 +120,22 @@ def test_recipes_learn_in_turns(tmp_path: Path) -> None:
     corpus.write_text("\n\n".join(texts))
     mlm = [sys.executable, "-m", "mlm", "prepare", "--corpus", corpus, "--output", store]
     subprocess.run([*mlm, "--vocab_size", "200"], check=True, capture_output=True)
-    recipes = ["default", "fourier", "transformers modern 1e-3", "transformers bert 1e-3"]
+    peers = ["transformers modern 1e-3", "transformers bert 1e-3"]
+    recipes = ["default", "fourier", "replaced tokens", *peers]
+    (tmp_path / "t.csv").write_text("text,label\nthe cats sat,1\nthe dogs did not,0\n")
     words = ["--store", store, "--recipes", *recipes, "--size", "tiny", "--seconds", "3"]
     words += ["--slice", "1", "--seeds", "1", "--work", tmp_path / "work"]
+    words += ["--train", tmp_path / "t.csv", "--validation", tmp_path / "t.csv"]
     words += ["--output", tmp_path / "found.jsonl", "--picture", tmp_path / "curves.png"]
     printed = run(BENCHMARKS / "bench_learning.py", *map(str, words))
     lines = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert [line["recipe"] for line in lines] == recipes
     for line in lines:
         assert line["steps"] > 0
+        assert 0 <= line["accuracy"] <= 100
+        if line["recipe"] == "replaced tokens":
+            assert line["loss"] is None
+            continue
         assert 0 < line["loss"] < 6
         assert line["curve"][-1][1] == pytest.approx(line["loss"], abs=0.05)
         assert line["recipe"] in printed
