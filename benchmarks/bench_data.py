@@ -18,7 +18,8 @@ from common import RESULTS, in_turns, median_ratio, mlm, python, record
 
 from mlm.data.store import TokenStore
 from mlm.objectives import masked_lm
-from mlm.training.datamodule import DataOptions, Share, TrainingBatches, vocabulary_of
+from mlm.training.batches import TrainingBatches, vocabulary_of
+from mlm.training.data_options import DataOptions, Share
 
 
 def masking(args: argparse.Namespace, store: TokenStore) -> None:

@@ -26,7 +26,8 @@ from mlm.errors import UserError
 from mlm.model.config import SIZES, EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
-from mlm.training.datamodule import DataOptions, Share, TrainingBatches
+from mlm.training.batches import TrainingBatches
+from mlm.training.data_options import DataOptions, Share
 from mlm.training.flops import layer_weights
 from mlm.training.optimizers import OptimizerOptions, build_optimizer
 

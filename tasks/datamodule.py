@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from mlm.batch import Batch, evaluation_tokens, length_batches
 from mlm.data.keys import mix
 from mlm.data.order import permute, stream_row
-from mlm.training.datamodule import From, Share, StreamDataModule, TimedLoader
+from mlm.training.data_options import Share
+from mlm.training.datamodule import From, StreamDataModule, TimedLoader
 from tasks.base import Task
 from tasks.encoding import Example
 from tasks.options import DataOptions

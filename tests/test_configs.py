@@ -63,7 +63,7 @@ def test_it_builds(command, name):
 def build_pretraining(loaded):
     from mlm.model.config import preset
     from mlm.model.heads import MaskedLanguageModel
-    from mlm.training.datamodule import DataOptions
+    from mlm.training.data_options import DataOptions
     from mlm.training.logging import LoggingOptions
     from mlm.training.optimizers import OptimizerOptions
     from mlm.training.trainer import choose_budget

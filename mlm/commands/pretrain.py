@@ -24,7 +24,7 @@ def add_arguments(parser: CommandParser) -> None:
     """The options of ``mlm pretrain``."""
     from mlm.objectives.table import ObjectiveOptions
     from mlm.training.compiling import Mode
-    from mlm.training.datamodule import DataOptions
+    from mlm.training.data_options import DataOptions
     from mlm.training.guards import GuardOptions
     from mlm.training.logging import LoggingOptions
     from mlm.training.optimizers import OptimizerOptions

@@ -30,6 +30,17 @@ class Ends(Protocol):
     def __getitem__(self, index: slice) -> np.ndarray: ...
 
 
+class Split(Protocol):
+    """Documents as token ids: a split of a token store, or anything that acts like one."""
+
+    @property
+    def ends(self) -> Ends:
+        """Tokens up to the end of each document."""
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """The ids from ``start`` up to ``stop``, counted over the whole split."""
+
+
 def num_rows(ends: Ends, row_length: int) -> int:
     """How many rows of at most ``row_length`` tokens the documents fill.
 

@@ -10,12 +10,12 @@ A store holds tokens, not sentences: a sentence ends at a token that is nothing 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mlm.data.keys import mix, uniforms
-from mlm.data.packing import Ends, row_spans
+from mlm.data.packing import Split, row_spans
 
 if TYPE_CHECKING:  # pairs are read where there is no such library, too
     from tokenizers import Tokenizer
@@ -35,17 +35,6 @@ class Pair(NamedTuple):
     """(b,) what stands behind."""
     follows: bool
     """Whether the second follows the first in a document."""
-
-
-class Split(Protocol):
-    """Documents as token ids."""
-
-    @property
-    def ends(self) -> Ends:
-        """Tokens up to the end of each document."""
-
-    def tokens(self, start: int, stop: int) -> np.ndarray:
-        """The ids from ``start`` up to ``stop``, counted over the whole split."""
 
 
 def sentence_endings(tokenizer: Tokenizer, size: int) -> np.ndarray:

@@ -6,9 +6,10 @@ import math
 
 import torch
 
+from mlm.data.packing import Split
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
-from mlm.training.datamodule import VALIDATION_RATE, Split, ValidationBatches
+from mlm.training.batches import VALIDATION_RATE, ValidationBatches
 
 
 @torch.inference_mode()

@@ -18,9 +18,10 @@ from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, prepared
 from mlm.training.base import SumLossModule, Sums
+from mlm.training.batches import VALIDATION_RATE
 from mlm.training.budget import Budget
 from mlm.training.compiling import Mode, compiled, may_vary
-from mlm.training.datamodule import VALIDATION_RATE, DataOptions
+from mlm.training.data_options import DataOptions
 from mlm.training.evaluation import bits_per_character
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.ramps import ramped, ramped_length, row_ranks, with_length, with_rows

@@ -22,9 +22,12 @@ from mlm.memory import keep_freed_memory
 from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
-from mlm.objectives import masked_lm
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
+from mlm.training.batches import (
+    check_pairs,
+    row_lengths,
+)
 from mlm.training.budget import check_budget
 from mlm.training.callbacks import (
     Checkpoints,
@@ -35,19 +38,12 @@ from mlm.training.callbacks import (
 )
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
 from mlm.training.compiling import check_compile
-from mlm.training.datamodule import (
-    VALIDATION_RATE,
-    DataOptions,
-    PretrainingDataModule,
-    Share,
-    ValidationBatches,
-    check_pairs,
-    row_lengths,
-    vocabulary_of,
-)
+from mlm.training.data_options import DataOptions, Share
+from mlm.training.datamodule import PretrainingDataModule
 from mlm.training.flops import objective_flops, peak_flops
 from mlm.training.guards import GuardOptions, guard, guard_callbacks, guarded
-from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, log_table, say
+from mlm.training.guesses import log_guesses
+from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, say
 from mlm.training.module import PretrainingModule
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
@@ -175,7 +171,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         save(run_dir / "model", without_prefix(module.state_dict()))
-        _log_guesses(module, datamodule, loggers)
+        log_guesses(module, store, data.sequence_length, loggers)
     close_loggers(loggers)
     if module.stop_agreed:
         say(f"stopped after step {module.spent.steps}; go on with --resume auto")
@@ -291,44 +287,3 @@ class _ModelSaver:
             info=info,
             card=card,
         )
-
-
-def _log_guesses(
-    module: PretrainingModule, datamodule: PretrainingDataModule, loggers: list[Any]
-) -> None:
-    """A table of what the model now guesses at the first masks of the validation split."""
-    rows = guesses(module.objective.masked_lm_of(module.model), datamodule, 20)
-    log_table(
-        loggers, "val/guesses", ["context", "token", "guess", "score"], rows, module.spent.steps
-    )
-
-
-@torch.inference_mode()
-def guesses(
-    model: MaskedLanguageModel, datamodule: PretrainingDataModule, number: int
-) -> list[tuple[str, str, str, float]]:
-    """(words around a mask, what stood there, the first guess, its probability)."""
-    store = datamodule.store
-    tokenizer = load_tokenizer(store.tokenizer_dir)
-    batches = ValidationBatches(
-        store.split("validation"), vocabulary_of(store), datamodule.options.sequence_length, 1
-    )
-    device = next(model.parameters()).device
-    batch = masked_lm.at_rate(batches[0], VALIDATION_RATE).to(device)
-    model.eval()
-    scores, found = model(batch).float().softmax(-1).max(-1)
-    assert batch.masked_positions is not None
-    assert batch.labels is not None
-    rows = []
-    for position, label, guess, value in zip(
-        batch.masked_positions.tolist(),
-        batch.labels.tolist(),
-        found.tolist(),
-        scores.tolist(),
-        strict=True,
-    ):
-        around = batch.input_ids[max(0, position - 12) : position + 12].tolist()
-        context = tokenizer.decode(around, skip_special_tokens=False)
-        name = tokenizer.id_to_token
-        rows.append((context, str(name(label)), str(name(guess)), value))
-    return rows[:number]

@@ -173,10 +173,10 @@ def report(
 def evaluate_pretrained(args: Any) -> dict[str, float]:
     """A pretrained model's masked loss on a token store's validation split or on text files."""
     from mlm.checkpoint import build_masked_lm, read_folder
+    from mlm.data.packing import Split
     from mlm.data.store import MANIFEST, TokenStore
     from mlm.data.tokenizer import num_ids, special_ids
     from mlm.objectives.masked_lm import Vocabulary
-    from mlm.training.datamodule import Split
     from mlm.training.evaluation import evaluate_masked_lm
     from mlm.training.precision import resolve_device
 

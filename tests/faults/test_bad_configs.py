@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sweep import FULL, examples
 
 import mlm.arguments
-import mlm.training.datamodule
+import mlm.training.data_options
 import tasks.options
 from mlm import cli
 from mlm.arguments import CommandParser
@@ -250,7 +250,7 @@ def test_aliases_that_explode_tags_that_do_not_fit_and_deep_nests(attempt, capsy
     "make",
     [
         lambda: tasks.options.DataOptions(num_workers=2**31),
-        lambda: mlm.training.datamodule.DataOptions(num_workers=2**31),
+        lambda: mlm.training.data_options.DataOptions(num_workers=2**31),
         lambda: prepare(PrepareOptions(["x"], "y", num_processes=2**31)),
     ],
 )

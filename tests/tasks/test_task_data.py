@@ -10,7 +10,8 @@ from toy import table, toy_config, toy_rows
 
 from mlm.arguments import CommandParser
 from mlm.errors import UserError
-from mlm.training.datamodule import From, Share
+from mlm.training.data_options import Share
+from mlm.training.datamodule import From
 from tasks.base import TASKS, Task, find_task
 from tasks.commands.finetune import add_arguments
 from tasks.datamodule import TrainingBatches, pool_rows

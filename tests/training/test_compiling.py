@@ -10,9 +10,10 @@ from mlm.data.store import TokenStore
 from mlm.errors import UserError
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
+from mlm.training.batches import TrainingBatches
 from mlm.training.budget import Budget, Spent
 from mlm.training.compiling import check_compile
-from mlm.training.datamodule import DataOptions, Share, TrainingBatches
+from mlm.training.data_options import DataOptions, Share
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.module import PretrainingModule
 from mlm.training.optimizers import OptimizerOptions

@@ -9,7 +9,7 @@ import torch
 from mlm.model.config import preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.masked_lm import Vocabulary
-from mlm.training.datamodule import ValidationBatches
+from mlm.training.batches import ValidationBatches
 from mlm.training.evaluation import evaluate_masked_lm
 
 VOCABULARY = Vocabulary(size=60, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))

@@ -12,7 +12,8 @@ from mlm.data.prepare import PrepareOptions, prepare
 from mlm.data.store import TokenStore
 from mlm.errors import UserError
 from mlm.objectives.table import OBJECTIVES
-from mlm.training.datamodule import DataOptions, Share, TrainingBatches
+from mlm.training.batches import TrainingBatches
+from mlm.training.data_options import DataOptions, Share
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.pretraining import pretrain
 

@@ -17,7 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mlm.checkpoint import load_masked_lm, read_folder
 from mlm.data.store import TokenStore
 from mlm.errors import UserError
-from mlm.training.datamodule import DataOptions, From, Share, TimedLoader, TrainingBatches
+from mlm.training.batches import TrainingBatches
+from mlm.training.data_options import DataOptions, Share
+from mlm.training.datamodule import From, TimedLoader
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.pretraining import pretrain
 

@@ -8,8 +8,9 @@ from test_pretraining import losses
 from mlm.data.store import TokenStore
 from mlm.errors import UserError
 from mlm.objectives.masked_lm import Vocabulary, at_rate, collate
+from mlm.training.batches import TrainingBatches
 from mlm.training.budget import Budget, check_budget
-from mlm.training.datamodule import DataOptions, Share, TrainingBatches
+from mlm.training.data_options import DataOptions, Share
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.pretraining import pretrain
 from mlm.training.ramps import (
