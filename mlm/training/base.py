@@ -70,6 +70,8 @@ class SumLossModule(LightningModule):
         """Whose readings are the seconds spent; the first rank's decide for all."""
         self.on_nonfinite: Literal["stop", "skip"] = "stop"
         """What is done where a step's loss or gradient is not finite."""
+        self.on_oom: Literal["stop", "split"] = "stop"
+        """What whoever runs it does where memory is too small."""
         self.stop_asked = False
         """Set by a signal handler on any rank; all ranks hear of it at the next step."""
         self.stop_agreed = False

@@ -88,7 +88,7 @@ def guard_callbacks(
 
 def guard(module: SumLossModule, options: GuardOptions, run_dir: Path) -> None:
     """Set what ``module`` itself does about numbers that go wrong, and about the clock."""
-    module.on_nonfinite = options.on_nonfinite
+    module.on_nonfinite, module.on_oom = options.on_nonfinite, options.on_oom
     if module.budget.unit == "seconds":
         module.clock = Clock(run_dir / "clock.txt")
 

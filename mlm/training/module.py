@@ -113,7 +113,7 @@ class PretrainingModule(SumLossModule):
         """Compute a step's gradients, and drop them.
 
         Raises:
-            UserError: memory is too small.
+            UserError: memory is too small, and nothing is to be done about that.
         """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         devices = [self.device] if self.device.type == "cuda" else []
@@ -121,6 +121,8 @@ class PretrainingModule(SumLossModule):
             with torch.random.fork_rng(devices):
                 torch.autograd.grad(self.sums(batch).loss, parameters, allow_unused=True)
         except torch.OutOfMemoryError:
+            if self.on_oom == "split":
+                raise
             raise UserError(
                 f"data: the ramp ends above this device's memory, at {self.data.batch_size} rows "
                 f"of {self.data.sequence_length} tokens; lower --data.batch_size or raise "

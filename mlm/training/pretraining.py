@@ -21,6 +21,7 @@ from mlm.huggingface import native_class
 from mlm.memory import keep_freed_memory
 from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
+from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
@@ -122,7 +123,6 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         resolved["model"].pop(name)  # the store's tokenizer says
     _say_what_runs(model.config, device, precision, data, objective, bool(compile))
-    model.encoder.recompute = settings["activation_checkpointing"]
 
     module = PretrainingModule(
         model,
@@ -135,6 +135,9 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         probe,
         objective,
     )
+    for part in module.modules():
+        if isinstance(part, Encoder):
+            part.recompute = settings["activation_checkpointing"]
     guard(module, guards, run_dir)
     datamodule = PretrainingDataModule(
         store, data, seed, accumulation, bool(compile), guards.stall_timeout, negatives

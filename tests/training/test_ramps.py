@@ -157,6 +157,9 @@ def test_a_ramp_that_ends_above_memory_is_refused_at_the_first_step(
     with pytest.raises(UserError, match="the ramp ends above this device's memory, at 8 rows"):
         pretrain(pretrain_settings("--data.batch_size_start 2"))
     assert len(seen) == 1
+    words = f"--data.batch_size_start 4 --on_oom split --run_dir {tmp_path / 'split'}"
+    pretrain(pretrain_settings(words))
+    assert len(seen) > 10  # in halves, which fit
 
 
 @pytest.mark.parametrize(
