@@ -21,8 +21,8 @@ import numpy as np
 
 from mlm import cli
 from mlm.data.order import stream_row
-from mlm.training import datamodule
 from mlm.training.base import SumLossModule
+from mlm.training.batches import read_row
 from mlm.training.checkpoint_io import FolderCheckpointIO
 from mlm.training.module import PretrainingModule
 
@@ -56,7 +56,7 @@ def write_down(trace: Path) -> None:
         parts = [
             part
             for row in rows
-            for part in datamodule.read_row(source.split, row, source.options.sequence_length)
+            for part in read_row(source.split, row, source.options.sequence_length)
         ]
         special = np.isin(batch.input_ids, [source.vocabulary.cls, source.vocabulary.sep])
         assert np.array_equal(np.concatenate(parts), batch.input_ids[~special])
