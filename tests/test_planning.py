@@ -32,7 +32,7 @@ def test_the_law_is_found_where_there_is_one():
 
 def test_the_law_is_near_what_was_measured_and_falls_with_both():
     law = fit()
-    assert largest_error(law) < 0.05
+    assert largest_error(law) < 0.1
     assert min(law.floor, law.of_weights, law.of_tokens) > 0
     assert law.loss(1e7, 1e8) < min(law.loss(1e6, 1e8), law.loss(1e7, 1e7))
     assert MEASURED[0].weights == pytest.approx(layer_weights(preset("modern", "mini")), rel=0.01)

@@ -51,18 +51,18 @@ def test_weights_prefer_and_change_no_rate() -> None:
     weights = np.ones(VOCAB)
     weights[5:15], weights[15:25] = 4.0, 0.25
     hits, counts = np.zeros(len(ids)), []
-    for k in range(6000):
+    for k in range(2000):
         chosen = weighted(ids, mix(k), 0.1, weights).positions
         hits[chosen] += 1
         counts.append(len(chosen))
     assert min(counts) == max(counts) == 4
     # The first draw is in proportion; of four, the many alike ones are nearly so.
     often, seldom, others = hits[1:11].mean(), hits[11:21].mean(), hits[21:41].mean()
-    assert 3.0 < often / others < 4.2
-    assert 0.22 < seldom / others < 0.30
-    first = [weighted(ids, mix(k), 0.025, weights).positions[0] for k in range(20_000)]
+    assert 2.9 < often / others < 4.3
+    assert 0.2 < seldom / others < 0.32
+    first = [weighted(ids, mix(k), 0.025, weights).positions[0] for k in range(4000)]
     share = np.mean([1 <= place <= 10 for place in first])
-    assert share == pytest.approx(40 / 62.5, abs=4 * (0.64 * 0.36 / 20_000) ** 0.5)
+    assert share == pytest.approx(40 / 62.5, abs=4 * (0.64 * 0.36 / 4000) ** 0.5)
 
 
 def test_weighted_masks_are_nested_and_do_not_depend_on_their_batch() -> None:
