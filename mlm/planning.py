@@ -153,7 +153,7 @@ def plans(
     """
     best = math.inf
     for size in SIZES:
-        config = preset("modern", size, vocab_size=store.vocab_size).replace()
+        config = preset("modern", size, vocab_size=store.vocab_size)
         try:
             speed = measured_speed(config, store, probing / len(SIZES), device, bf16, length)
         except torch.OutOfMemoryError:
