@@ -53,7 +53,7 @@ def run(args: jsonargparse.Namespace) -> None:
     passes = best.tokens / store.split("train").num_tokens
     say(
         f"{best.size}: {passes:.1f} passes over {args.store} in {duration(budget.amount)}. The "
-        f"loss follows a law fitted to {len(MEASURED)} runs of English text in 16,384 word pieces, "
+        f"loss follows a law fitted to {len(MEASURED)} runs of two sizes on English text, "
         f"{largest_error(law):.2f} off at most; yours may differ by half a nat. See mlm/planning.py"
     )
     if args.output is not None:
