@@ -6,8 +6,8 @@ would read in the time. The loss to expect of N weights in the layers and D toke
     L(N, D) = E + A / N^0.34 + B / D^0.28
 
 with the exponents of Hoffmann et al. (https://arxiv.org/abs/2203.15556, section D.3) and E, A and B
-fitted to the runs of our own in `MEASURED`. The size with the least loss is proposed. Those runs are
-of two sizes, so what the law says of others lies between or beyond, and was not measured.
+fitted to the runs of our own in `MEASURED`. The size with the least loss is proposed. Those runs
+are of two sizes, so what the law says of others lies between or beyond, and was not measured.
 """
 
 from __future__ import annotations
