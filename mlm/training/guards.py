@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
@@ -209,9 +210,11 @@ def explain(error: Exception) -> Exception | None:
             "the disk is full, or else /dev/shm, which loader processes need; free some space and "
             + _GO_ON
         )
-    if match := _WORKER_GONE.search(text):
+    match = _WORKER_GONE.search(text)
+    if match or _broke_off(error):
+        what = match[0] if match else f"a DataLoader worker is gone ({error})"
         return RunError(
-            f"{match[0]}; it was probably killed for memory (see --data.num_workers, and the size "
+            f"{what}; it was probably killed for memory (see --data.num_workers, and the size "
             f"of /dev/shm); {_GO_ON}"
         )
     if _WORKER_STUCK.search(text):
@@ -223,3 +226,11 @@ def explain(error: Exception) -> Exception | None:
     if distributed and isinstance(error, RuntimeError) and _RANK_GONE.search(text):
         return RunError(f"another process of this run is gone or does not answer; {_GO_ON}")
     return None
+
+
+def _broke_off(error: Exception) -> bool:
+    """Whether another process of this machine ended while it handed something over."""
+    if not isinstance(error, ConnectionError | EOFError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("multiprocessing" in Path(frame.filename).parts for frame in frames)

@@ -1,5 +1,6 @@
 """What the machine does to a run: full disks, signals, lost loaders, folders in use."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import pytest
 from harness import Run
 
 from mlm.training.checkpoint_io import latest_checkpoint
+from mlm.training.guards import explain
 
 
 def in_a_file_system(command: list[str], mount: str, megabytes: int) -> subprocess.CompletedProcess:
@@ -107,6 +109,15 @@ def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(rows, tmp_path)
     assert "--resume auto" in ended.output.splitlines()[-1]
     assert "Traceback" not in ended.output
     assert run.finish().code == 0
+
+
+def test_a_loader_process_killed_while_it_hands_a_batch_over_is_one_line_too():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(EOFError) as broken:
+        ours.recv()
+    assert "DataLoader worker is gone" in str(explain(broken.value))
+    assert explain(ConnectionResetError("from elsewhere")) is None
 
 
 def test_a_stuck_loader_process_ends_the_run_in_time(rows, tmp_path):
