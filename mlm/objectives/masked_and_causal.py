@@ -15,19 +15,18 @@ from mlm.batch import Batch
 from mlm.data.masking import IGNORE_INDEX
 
 
-def causal(batch: Batch) -> Batch:
+def causal(batch: Batch, sep: int) -> Batch:
     """Every token is to be predicted from those before it in its sequence.
 
     Args:
         batch: from `masked_lm.collate`, whose ids are as they were.
+        sep: id of [SEP], which ends a sequence; what fills a batch up is made of it alone.
 
     Returns:
-        A batch of the same ids with (T,) labels, each the next id; `IGNORE_INDEX` at the last token
-        of a sequence.
+        A batch of the same ids with (T,) labels, each the next id; `IGNORE_INDEX` at each [SEP].
     """
     ids = batch.input_ids
     labels = torch.cat([ids[1:], ids.new_full((1,), IGNORE_INDEX)])
-    lasts = batch.cu_seqlens[1:].long() - 1
-    labels = labels.index_fill(0, lasts, IGNORE_INDEX)
+    labels = labels.masked_fill(ids == sep, IGNORE_INDEX)
     batch = replace(batch, masked_positions=None, replacements=None, mask_thresholds=None)
     return replace(batch, labels=labels, causal=True)

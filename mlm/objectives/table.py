@@ -135,6 +135,7 @@ def prepared(
     capacity: int | None,
     seed: int,
     step: int,
+    sep: int,
 ) -> Batch:
     """What is learned from in a step: ``batch`` masked at ``rate``, or to be read causally.
 
@@ -145,10 +146,11 @@ def prepared(
         capacity: see `masked_lm.at_rate`.
         seed: of the run.
         step: its number, which decides on all ranks whether it is causal.
+        sep: id of [SEP].
     """
     is_causal = mix(seed, _CAUSAL, step) < options.causal_share * 2**64
     if OBJECTIVES[options.name].has_causal_steps and is_causal:
-        return masked_and_causal.causal(batch)
+        return masked_and_causal.causal(batch, sep)
     return masked_lm.at_rate(batch, rate, capacity)
 
 

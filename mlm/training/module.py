@@ -138,9 +138,9 @@ class PretrainingModule(SumLossModule):
             highest = max(self.data.mlm_probability, self.data.mlm_probability_end)
             spare = 0 if self.data.masking == "token" else LONGEST_UNIT
             capacity = rows * (math.ceil(self.data.sequence_length * highest) + spare)
-        step = self.spent.steps
+        step, sep = self.spent.steps, self.config.sep_token_id
         batch = prepared(
-            batch, self.objective_options, self.masking_rate, capacity, self.seed, step
+            batch, self.objective_options, self.masking_rate, capacity, self.seed, step, sep
         )
         total, targets, second = self._loss(self.model, batch)
         return Sums(total if second is None else total + self._second_weight() * second, targets)

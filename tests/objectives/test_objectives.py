@@ -150,7 +150,7 @@ def test_the_detectors_gradient_does_not_reach_the_generators_layers():
 
 def test_every_token_is_predicted_from_those_before():
     data, plain = rows(), model()
-    batch = masked_and_causal.causal(collate(data, range(6), VOCABULARY, 0.3))
+    batch = masked_and_causal.causal(collate(data, range(6), VOCABULARY, 0.3), sep=3)
     assert batch.causal
     found = masked_lm.loss(plain, batch)
     total, count = 0.0, 0
@@ -175,13 +175,21 @@ def test_every_token_is_predicted_from_those_before():
     assert float(found.sum) == pytest.approx(total, rel=1e-6)
 
 
+def test_what_fills_a_batch_up_is_not_predicted():
+    still = collate(rows(), range(6), VOCABULARY, 0.3, still_length=200)
+    loose = collate(rows(), range(6), VOCABULARY, 0.3)
+    a, b = (masked_lm.loss(model(), masked_and_causal.causal(x, 3)) for x in (loose, still))
+    assert a.targets == b.targets
+    torch.testing.assert_close(a.sum, b.sum)
+
+
 def test_a_share_of_the_steps_is_causal():
     made = collate(rows(), range(6), VOCABULARY, 0.3)
     options = ObjectiveOptions("masked_and_causal", causal_share=0.25)
-    kinds = [prepared(made, options, 0.2, None, 3, step).causal for step in range(1000)]
+    kinds = [prepared(made, options, 0.2, None, 3, step, 3).causal for step in range(1000)]
     assert abs(sum(kinds) - 250) < 4 * (1000 * 0.25 * 0.75) ** 0.5
     plain = replace(options, name="masked_lm")
-    assert not any(prepared(made, plain, 0.2, None, 3, step).causal for step in range(50))
+    assert not any(prepared(made, plain, 0.2, None, 3, step, 3).causal for step in range(50))
 
 
 def test_every_objective_tells_its_own():
