@@ -32,6 +32,19 @@ class MaskedLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         init_weights(self, config)
 
+    def start_at(self, frequencies: Tensor) -> None:
+        """Begin with guessing every token as often as it occurs.
+
+        The bias would be led there anyhow, over thousands of steps
+        (https://arxiv.org/abs/2212.09686).
+
+        Args:
+            frequencies: (V,), above 0, in any unit.
+        """
+        logarithms = frequencies.log()
+        with torch.no_grad():
+            self.bias.copy_(logarithms - logarithms.mean())
+
     def features(self, hidden: Tensor) -> Tensor:
         """(M, D) → (M, D): what is projected to the vocabulary."""
         features: Tensor = self.norm(self.activation(self.dense(hidden)))
@@ -53,6 +66,9 @@ class LinearLMHead(nn.Module):
         super().__init__()
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         init_weights(self, config)
+
+    def start_at(self, frequencies: Tensor) -> None:
+        """Nothing: there is no bias that could know them."""
 
     def features(self, hidden: Tensor) -> Tensor:
         """(M, D) as it is."""

@@ -38,13 +38,13 @@ def vocabulary_of(store: TokenStore, masking: str = "token", rarity: float = 0.0
         joints = find_joints(tokenizer, num_ids(tokenizer))
     size, weights = store.vocab_size, None
     if rarity > 0:
-        weights = rarity_weights(store.split("train"), size, rarity)
+        weights = token_counts(store.split("train"), size) ** -rarity
     names = special.cls, special.sep, special.mask, special.ids
     return Vocabulary(size, *names, joints, weights)
 
 
-def rarity_weights(split: TokenSplit, size: int, rarity: float) -> np.ndarray:
-    """(size,) float64: a token's count to the power of -``rarity``, of a sample of the split.
+def token_counts(split: TokenSplit, size: int) -> np.ndarray:
+    """(size,) float64: one more than how often each token occurs in a sample of the split.
 
     The sample is 64 stretches, evenly spread: 16 M tokens at most.
     """
@@ -52,8 +52,7 @@ def rarity_weights(split: TokenSplit, size: int, rarity: float) -> np.ndarray:
     counts = np.ones(size)  # none is infinitely rare
     for start in np.linspace(0, split.num_tokens - stretch, 64).astype(np.int64).tolist():
         counts += np.bincount(split.tokens(start, start + stretch), minlength=size)
-    weights: np.ndarray = counts**-rarity
-    return weights
+    return counts
 
 
 def pair_reader(store: TokenStore, name: str, negatives: str | None) -> PairReader | None:

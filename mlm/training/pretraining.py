@@ -25,10 +25,7 @@ from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
-from mlm.training.batches import (
-    check_pairs,
-    row_lengths,
-)
+from mlm.training.batches import check_pairs, row_lengths, token_counts
 from mlm.training.budget import check_budget
 from mlm.training.callbacks import (
     Checkpoints,
@@ -114,6 +111,9 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     probe = build_probe(ProbeOptions(**settings["probe"]), load_tokenizer(store.tokenizer_dir))
     torch.manual_seed(seed)
     model = _build_model(settings["model"], store, data)
+    if objective.start_at_frequencies and settings["model"]["path"] is None:
+        counts = token_counts(store.split("train"), store.vocab_size)
+        model.head.start_at(torch.from_numpy(counts))
     check_objective(objective, model.config)
     resolved = {
         **settings,

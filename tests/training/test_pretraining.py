@@ -31,9 +31,8 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def test_a_run_learns_and_leaves_what_the_design_says(pretrain_settings, tmp_path):
-    found = pretrain(
-        pretrain_settings("--budget 60steps --optimizer.lr 0.01 --checkpoint.every_n_steps 25")
-    )
+    words = "--budget 60steps --optimizer.lr 0.01 --checkpoint.every_n_steps 25"
+    found = pretrain(pretrain_settings(f"{words} --objective.start_at_frequencies false"))
     run = tmp_path / "run"
     curve = losses(run)
     assert list(curve) == list(range(1, 61))
@@ -151,6 +150,42 @@ def test_the_model_before_its_first_step(pretrain_settings, tmp_path):
     load_masked_lm(places / "step_00000000" / "model")
     pretrain(pretrain_settings(f"{words} --resume {places / 'step_00000000'}"))
     assert losses(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_a_fresh_head_guesses_tokens_as_often_as_they_occur(
+    asked, pretrain_settings, store, tmp_path
+):
+    words = f"--checkpoint.first true --objective.start_at_frequencies {asked}"
+    pretrain(pretrain_settings(f"--budget 2steps {words}"))
+    model = load_masked_lm(tmp_path / "run" / "checkpoints" / "step_00000000" / "model").model
+    split = TokenStore.open(store).split("train")
+    counts = np.bincount(split.tokens(0, split.num_tokens), minlength=model.config.vocab_size)
+    if asked == "false":
+        assert not model.head.bias.any()
+        return
+    # The sample overlaps itself in a store so small, and counts each token once more.
+    guessed, often = model.head.bias.softmax(0).detach().numpy(), counts > 20
+    assert often.sum() > 10
+    shares = counts / counts.sum()
+    assert guessed[often] == pytest.approx(shares[often], rel=0.25)
+    assert guessed[counts == 0].max(initial=0) < 2 / counts.sum()
+    hidden = torch.randn(200, model.config.hidden_size)
+    logits = model.head(hidden, model.encoder.embeddings.word.weight)
+    entropy = -(shares[often] * np.log(shares[often])).sum()
+    found = torch.nn.functional.cross_entropy(
+        logits, torch.multinomial(torch.tensor(shares), 200, True)
+    )
+    assert float(found) < entropy + 1 < np.log(len(shares)) + 1
+
+
+def test_training_on_keeps_the_bias_that_was_learned(pretrain_settings, tmp_path):
+    pretrain(pretrain_settings("--budget 4steps"))
+    learned = load_masked_lm(tmp_path / "run" / "model").model.head.bias
+    words = f"--model.path {tmp_path / 'run' / 'model'} --run_dir {tmp_path / 'on'}"
+    pretrain(pretrain_settings(f"--budget 1steps --checkpoint.first true {words}"))
+    start = tmp_path / "on" / "checkpoints" / "step_00000000" / "model"
+    assert torch.equal(load_masked_lm(start).model.head.bias, learned)
 
 
 def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
@@ -352,7 +387,8 @@ def test_an_epoch_is_a_limit_too(pretrain_settings, store, tmp_path):
 
 
 def test_training_goes_on_from_a_model_folder(pretrain_settings, tmp_path):
-    pretrain(pretrain_settings(f"--run_dir {tmp_path / 'a'} --budget 40steps --optimizer.lr 0.01"))
+    words = "--budget 40steps --optimizer.lr 0.01 --objective.start_at_frequencies false"
+    pretrain(pretrain_settings(f"{words} --run_dir {tmp_path / 'a'}"))
     words = f"--model {tmp_path / 'a' / 'model'} --run_dir {tmp_path / 'b'} --budget 1step"
     pretrain(pretrain_settings(words))
     assert losses(tmp_path / "b")[1] < losses(tmp_path / "a")[1] - 0.5
