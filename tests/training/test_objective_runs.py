@@ -94,7 +94,7 @@ def test_order_is_learned(pretrain_settings, tmp_path):
     texts = [" ".join(f"{n} comes ." for n in ordinals[i % 3 :] * (1 + i // 3)) for i in range(60)]
     corpus.write_text("\n\n".join(texts))
     prepare(PrepareOptions(corpus=[str(corpus)], output=str(tmp_path / "s"), vocab_size=60))
-    words = f"--store {tmp_path / 's'} --objective.name sentence_order --budget 200steps"
+    words = f"--store {tmp_path / 's'} --objective.name sentence_order --budget 400steps"
     found = pretrain(pretrain_settings(f"{words} --optimizer.lr 0.01 --data.sequence_length 24"))
     assert found["val/pair_accuracy"] > 0.9
 
