@@ -35,8 +35,7 @@ class MaskedLMHead(nn.Module):
     def start_at(self, frequencies: Tensor) -> None:
         """Begin with guessing every token as often as it occurs.
 
-        The bias would be led there anyhow, over thousands of steps
-        (https://arxiv.org/abs/2212.09686).
+        Training would lead the bias there (https://arxiv.org/abs/2212.09686).
 
         Args:
             frequencies: (V,), above 0, in any unit.

@@ -31,8 +31,9 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def test_a_run_learns_and_leaves_what_the_design_says(pretrain_settings, tmp_path):
-    words = "--budget 60steps --optimizer.lr 0.01 --checkpoint.every_n_steps 25"
-    found = pretrain(pretrain_settings(f"{words} --objective.start_at_frequencies false"))
+    found = pretrain(
+        pretrain_settings("--budget 60steps --optimizer.lr 0.01 --checkpoint.every_n_steps 25")
+    )
     run = tmp_path / "run"
     curve = losses(run)
     assert list(curve) == list(range(1, 61))
@@ -180,10 +181,11 @@ def test_a_fresh_head_guesses_tokens_as_often_as_they_occur(
 
 
 def test_training_on_keeps_the_bias_that_was_learned(pretrain_settings, tmp_path):
-    pretrain(pretrain_settings("--budget 4steps"))
+    asked = "--objective.start_at_frequencies true"
+    pretrain(pretrain_settings(f"--budget 4steps {asked}"))
     learned = load_masked_lm(tmp_path / "run" / "model").head.bias
     words = f"--model.path {tmp_path / 'run' / 'model'} --run_dir {tmp_path / 'on'}"
-    pretrain(pretrain_settings(f"--budget 1steps --checkpoint.first true {words}"))
+    pretrain(pretrain_settings(f"--budget 1steps --checkpoint.first true {words} {asked}"))
     start = tmp_path / "on" / "checkpoints" / "step_00000000" / "model"
     assert torch.equal(load_masked_lm(start).head.bias, learned)
 
@@ -387,8 +389,7 @@ def test_an_epoch_is_a_limit_too(pretrain_settings, store, tmp_path):
 
 
 def test_training_goes_on_from_a_model_folder(pretrain_settings, tmp_path):
-    words = "--budget 40steps --optimizer.lr 0.01 --objective.start_at_frequencies false"
-    pretrain(pretrain_settings(f"{words} --run_dir {tmp_path / 'a'}"))
+    pretrain(pretrain_settings(f"--run_dir {tmp_path / 'a'} --budget 40steps --optimizer.lr 0.01"))
     words = f"--model {tmp_path / 'a' / 'model'} --run_dir {tmp_path / 'b'} --budget 1step"
     pretrain(pretrain_settings(words))
     assert losses(tmp_path / "b")[1] < losses(tmp_path / "a")[1] - 0.5
