@@ -66,9 +66,6 @@ class LinearLMHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         init_weights(self, config)
 
-    def start_at(self, frequencies: Tensor) -> None:
-        """Nothing: there is no bias that could know them."""
-
     def features(self, hidden: Tensor) -> Tensor:
         """(M, D) as it is."""
         return hidden

@@ -22,7 +22,7 @@ from mlm.memory import keep_freed_memory
 from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.encoder import Encoder
-from mlm.model.heads import MaskedLanguageModel
+from mlm.model.heads import MaskedLanguageModel, MaskedLMHead
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.batches import check_pairs, row_lengths, token_counts
@@ -111,7 +111,11 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     probe = build_probe(ProbeOptions(**settings["probe"]), load_tokenizer(store.tokenizer_dir))
     torch.manual_seed(seed)
     model = _build_model(settings["model"], store, data)
-    if objective.start_at_frequencies and settings["model"]["path"] is None:
+    if objective.start_at_frequencies:
+        if settings["model"]["path"] is not None or not isinstance(model.head, MaskedLMHead):
+            raise UserError(
+                "objective.start_at_frequencies: only a fresh head with a bias can; leave it out"
+            )
         counts = token_counts(store.split("train"), store.vocab_size)
         model.head.start_at(torch.from_numpy(counts))
     check_objective(objective, model.config)

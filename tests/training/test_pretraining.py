@@ -177,17 +177,16 @@ def test_a_fresh_head_guesses_tokens_as_often_as_they_occur(
     found = torch.nn.functional.cross_entropy(
         logits, torch.multinomial(torch.tensor(shares), 200, True)
     )
-    assert found.item() < entropy + 1 < np.log(len(shares)) + 1
+    assert found.item() < entropy + 0.5 < np.log(len(shares))
 
 
-def test_training_on_keeps_the_bias_that_was_learned(pretrain_settings, tmp_path):
-    asked = "--objective.start_at_frequencies true"
-    pretrain(pretrain_settings(f"--budget 4steps {asked}"))
-    learned = load_masked_lm(tmp_path / "run" / "model").head.bias
-    words = f"--model.path {tmp_path / 'run' / 'model'} --run_dir {tmp_path / 'on'}"
-    pretrain(pretrain_settings(f"--budget 1steps --checkpoint.first true {words} {asked}"))
-    start = tmp_path / "on" / "checkpoints" / "step_00000000" / "model"
-    assert torch.equal(load_masked_lm(start).head.bias, learned)
+def test_frequencies_are_only_for_a_fresh_head_with_a_bias(pretrain_settings, tmp_path):
+    pretrain(pretrain_settings("--budget 1step"))
+    asked = f"--objective.start_at_frequencies true --run_dir {tmp_path / 'on'}"
+    for words in (f"--model {tmp_path / 'run' / 'model'}", "--model.lm_head linear"):
+        with pytest.raises(UserError, match=r"start_at_frequencies: only a fresh head"):
+            pretrain(pretrain_settings(f"{words} {asked}"))
+    assert not (tmp_path / "on").exists()
 
 
 def test_accumulation_changes_no_loss(pretrain_settings, tmp_path):
