@@ -40,6 +40,7 @@ EUROBERT_CONFIG = small_config(
     local_rope_theta=500.0,
     lm_head="linear",
     pooler="gelu",
+    attention_bias=False,
 )
 CONFIGS = {
     "bert": small_config("bert"),
@@ -52,6 +53,7 @@ CONFIGS = {
     "roberta": small_config("bert", position_offset=1, type_vocab_size=1),
     "distilbert": small_config("bert", type_vocab_size=0, pooler="relu"),
     "eurobert": EUROBERT_CONFIG,
+    "modern-unbiased": small_config("modern", attention_bias=False),
     "modern-biased": small_config("modern", bias=True, activation="silu"),
 }
 BERT, MODERNBERT = FAMILIES["bert"], FAMILIES["modernbert"]
@@ -362,7 +364,7 @@ def test_their_activations_are_ours():
         (EUROBERT, {"tie_word_embeddings": True}, "tie_word_embeddings"),
         (EUROBERT, {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
         (MODERNBERT, {"decoder_bias": False}, "decoder_bias"),
-        (MODERNBERT, {"attention_bias": True}, "attention_bias True, mlp_bias False"),
+        (MODERNBERT, {"mlp_bias": True}, "mlp_bias True, norm_bias False"),
         (MODERNBERT, {"classifier_activation": "relu"}, "classifier_activation 'relu'"),
         (MODERNBERT, {"layer_types": ["chunked_attention"] * 22}, "layer_types"),
         (MODERNBERT, {"layer_types": ["full_attention"]}, "layer_types"),

@@ -95,6 +95,7 @@ def build_model(family: str, size: str, store: TokenStore) -> Any:
         cls_token_id=special.cls,
         sep_token_id=special.sep,
         mask_token_id=special.mask,
+        attention_bias=family == "bert",  # as is the library's default
     )
     values = write_config(config, "masked_lm", None, None)
     more = {"sparse_prediction": True} if values["model_type"] == "modernbert" else {}

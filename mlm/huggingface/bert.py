@@ -10,6 +10,7 @@ POST_NORM = {
     "feed_forward": "mlp",
     "norm": "layer_norm",
     "bias": True,
+    "attention_bias": True,
     "embedding_norm": True,
     "final_norm": False,
     "lm_head": "transform",

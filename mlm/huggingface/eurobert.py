@@ -88,6 +88,7 @@ EUROBERT = Family(
         "feed_forward": "glu",
         "norm": "rms_norm",
         "bias": False,
+        "attention_bias": False,
         "embedding_norm": False,
         "final_norm": True,
         "type_vocab_size": 0,

@@ -131,9 +131,8 @@ MODERNBERT = Family(
         "local_attention": Setting(("local_attention",), 128),
         "activation": Setting(("hidden_activation", "classifier_activation"), "gelu", True),
         "norm_eps": Setting(("norm_eps",), 1e-5),
-        "bias": Setting(
-            ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), False, True
-        ),
+        "attention_bias": Setting(("attention_bias",), False),
+        "bias": Setting(("mlp_bias", "norm_bias", "classifier_bias"), False, True),
         # Theirs drops inside the feed-forward layer, ours after it: only training can tell.
         "hidden_dropout": Setting(("mlp_dropout", "embedding_dropout"), 0.0),
         "attention_dropout": Setting(("attention_dropout",), 0.0),

@@ -23,7 +23,7 @@ def checked(setting: str, value: Any, key: str | None = None) -> Any:
     default = _DEFAULTS[setting]
     least = 0 if setting.endswith("_token_id") or setting in _FROM_ZERO else 1
     match default:
-        case bool():
+        case bool() | None:  # where None is the choice of another setting
             fits, kind = isinstance(value, bool), "true or false"
         case int():
             fits = type(value) is int and least <= value <= LARGEST

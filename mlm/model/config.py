@@ -69,6 +69,9 @@ class EncoderConfig:
     """Added to the variance in every norm."""
     bias: bool = True
     """Biases in the layers' linear maps and norms."""
+    attention_bias: bool | None = None
+    """Biases in the maps of attention; None: as `bias`. With `rope` the heads of a fresh model's
+    first layer begin at the neighbours of a token by them; see positions.py."""
     embedding_norm: bool = True
     """A norm right after the embeddings."""
     final_norm: bool = False
@@ -100,6 +103,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be built, by name."""
         object.__setattr__(self, "attention", tuple(self.attention))
+        if self.attention_bias is None:
+            object.__setattr__(self, "attention_bias", self.bias)
         for name, (least, most) in _SIZES.items():
             if not least <= getattr(self, name) <= most:
                 raise UserError(
@@ -133,6 +138,10 @@ class EncoderConfig:
         """What mixes tokens in layer ``index``."""
         return self.attention[index % len(self.attention)]
 
+    def layer_theta(self, index: int) -> float:
+        """The RoPE base of layer ``index``."""
+        return self.local_rope_theta if self.layer_attention(index) == "local" else self.rope_theta
+
     def layer_window(self, index: int) -> int | None:
         """How many tokens to each side layer ``index`` sees; None: all of the sequence."""
         return self.local_attention // 2 if self.layer_attention(index) == "local" else None
@@ -148,10 +157,14 @@ class EncoderConfig:
 
     def replace(self, **changes: Any) -> EncoderConfig:
         """A copy with other values; an unknown name is refused with the nearest known one."""
-        known = {f.name: f for f in fields(self)}
-        for name in changes:
-            look_up(known, name, "model")
+        _check_names(changes)
         return replace(self, **changes)
+
+
+def _check_names(values: dict[str, Any]) -> None:
+    known = {f.name: f for f in fields(EncoderConfig)}
+    for name in values:
+        look_up(known, name, "model")
 
 
 # name: (layers, hidden size); heads are 64 wide, as in google's BERT sizes.
@@ -167,13 +180,15 @@ SIZES: dict[str, tuple[int, int]] = {
 # https://arxiv.org/abs/1810.04805
 _BERT: dict[str, Any] = {}
 
-# https://arxiv.org/abs/2412.13663, with windows and RoPE bases that suit sequences up to 1,024.
+# https://arxiv.org/abs/2412.13663, with windows and RoPE bases that suit sequences up to 1,024, and
+# with biases in attention, as its heads begin by them (benchmarks/LOG.md).
 _MODERN: dict[str, Any] = {
     "layer": "pre_norm",
     "position": "rope",
     "type_vocab_size": 0,
     "feed_forward": "glu",
     "bias": False,
+    "attention_bias": True,
     "norm_eps": 1e-5,
     "final_norm": True,
     "pooler": "transform",
@@ -201,11 +216,11 @@ def preset(family: str, size: str, **changes: Any) -> EncoderConfig:
     # rounded up to a multiple of 64 so that matrix kernels fit.
     gated = choices.get("feed_forward") == "glu"
     intermediate = -(-hidden * 8 // 3 // 64) * 64 if gated else hidden * 4
-    base = EncoderConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=max(2, hidden // 64),
-        intermediate_size=intermediate,
-        **choices,
-    )
-    return base.replace(**changes)
+    _check_names(changes)
+    values = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(2, hidden // 64),
+        "intermediate_size": intermediate,
+    }
+    return EncoderConfig(**values | choices | changes)

@@ -25,7 +25,7 @@ from mlm.model.feed_forward import build_feed_forward
 from mlm.model.layout import Layout, prepare
 from mlm.model.mixers import build_mixer
 from mlm.model.norms import build_norm
-from mlm.model.positions import Rotation, alibi_slopes, rotation
+from mlm.model.positions import Rotation, alibi_slopes, neighbour_biases, rotation
 
 
 class PostNormLayer(nn.Module):
@@ -120,20 +120,18 @@ class Encoder(nn.Module):
     def encode(self, batch: Batch, layout: Layout, states: list[Tensor] | None = None) -> Tensor:
         """As `forward`, with the layout of the batch given: (T, D)."""
         config = self.config
-        turns: dict[str, Rotation | None] = {"global": None, "local": None}
+        turns: dict[float, Rotation] = {}
         if config.position == "rope":
-            positions = batch.position_ids
-            turns["global"] = rotation(positions, config.head_dim, config.rope_theta)
-            turns["local"] = turns["global"]
-            if config.local_rope_theta != config.rope_theta:
-                turns["local"] = rotation(positions, config.head_dim, config.local_rope_theta)
+            for theta in map(config.layer_theta, range(config.num_hidden_layers)):
+                if theta not in turns:
+                    turns[theta] = rotation(batch.position_ids, config.head_dim, theta)
         elif config.position == "alibi":
             layout.slopes = alibi_slopes(config.num_attention_heads).to(layout.cu_seqlens.device)
         hidden = self.embeddings(batch)
         if states is not None:
             states.append(hidden)
         for index, layer in enumerate(self.layers):
-            turn = turns.get(config.layer_attention(index))
+            turn = turns.get(config.layer_theta(index))
             if self.recompute and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, layout, turn, use_reentrant=False)
             else:
@@ -145,6 +143,9 @@ class Encoder(nn.Module):
 
 def init_weights(module: nn.Module, config: EncoderConfig) -> None:
     """All initialisation: normal weights, zero biases, norms at 1.
+
+    Where there are biases in attention for RoPE to turn, the first layer's heads begin at the
+    neighbours of a token (`neighbour_biases`).
 
     In pre-norm encoders every layer adds to the stream twice, so what it adds starts smaller by
     √(2 L): the stream's variance at the top then does not grow with depth (GPT-2, section 2.3).
@@ -158,5 +159,9 @@ def init_weights(module: nn.Module, config: EncoderConfig) -> None:
             nn.init.normal_(part.weight, std=std / scale)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+                if name == "layers.0.mixer.qkv" and config.position == "rope":
+                    theta = config.layer_theta(0)
+                    biases = neighbour_biases(config.num_attention_heads, config.head_dim, theta)
+                    part.bias.data[: biases.numel()] = biases.flatten()
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=std)

@@ -20,8 +20,9 @@ class SelfAttention(nn.Module):
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.window = window
         self.dropout = config.attention_dropout
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        width, bias = config.hidden_size, bool(config.attention_bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(self, hidden: Tensor, layout: Layout, rotation: Rotation | None) -> Tensor:
         """(T, D) → (T, D)."""

@@ -25,6 +25,7 @@ VARIANTS = {
         num_hidden_layers=4,
         local_rope_theta=100.0,
     ),
+    "no_biases": preset("modern", "tiny", vocab_size=97, attention_bias=False),
     "sinusoidal": preset("bert", "tiny", vocab_size=97, position="sinusoidal"),
     "no_positions": preset("bert", "tiny", vocab_size=97, position="none"),
     "alibi": preset("modern", "tiny", vocab_size=97, local_attention=8, position="alibi"),
