@@ -39,6 +39,7 @@ RECIPES: dict[str, str] = {
     "lamb 1e-2": "--optimizer.name lamb --optimizer.lr 1e-2",
     "muon 2e-3": "--optimizer.lr 2e-3",
     "muon 8e-3": "--optimizer.lr 8e-3",
+    "heads begin anywhere": "--model.attention_bias false",
     "frequencies at first": "--objective.start_at_frequencies true",
     "masks 15 %": "--data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "masks 30 %": "--data.mlm_probability 0.3 --data.mlm_probability_end 0.3",

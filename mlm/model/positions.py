@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mlm.errors import look_up
 from mlm.model.config import EncoderConfig
 
-# What a neighbour scores at first above what has nothing in common with the query, and the radians a
-# place by which a pair of numbers must turn to tell neighbours apart.
+# What a neighbour scores at first above what has nothing in common with the query, and the radians
+# by which a pair of numbers must turn from place to place to tell neighbours apart.
 _NEAR_SCORE, _NEAR_ANGLE = 9.0, 0.1
 
 
