@@ -81,7 +81,7 @@ def test_resume_is_bit_identical(toy, numbers, pretrained, tmp_path, task):
     data = toy if task == "text_classification" else numbers
     more = (
         f"--task {task} {LORA} --lora.dropout 0.1 --trainer.max_steps 8 "
-        "--trainer.val_check_interval 2 --checkpoint.every_n_steps 3 --checkpoint.keep 5"
+        "--trainer.val_check_interval 4 --checkpoint.every_n_steps 3 --checkpoint.keep 5"
     )
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run(data, pretrained["modern"], whole, more)

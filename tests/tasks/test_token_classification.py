@@ -448,7 +448,7 @@ def test_finetune_evaluate_predict(family, tagged, pretrained, tmp_path, capsys)
     assert scores["f1"] == pytest.approx(found["f1"])
     assert "entity" in err
 
-    text = "the film about ann lee is in paris ."
+    text = "the film about ann lee is with paris ."
     assert main(["predict", "--model", model, "--text", text, "", "--precision", "fp32"]) == 0
     answer, empty = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert list(answer) == ["text", "tokens", "tags", "entities"]
