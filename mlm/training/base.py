@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from mlm.batch import Batch
 from mlm.console import say
 from mlm.data.keys import mix
-from mlm.errors import RunError
+from mlm.errors import RunError, UserError
 from mlm.training.budget import Budget, Spent
+from mlm.training.checkpoint_io import check_same_model
 from mlm.training.clock import Clock
 from mlm.training.gradients import (
     all_reduce_sum,
@@ -221,6 +222,7 @@ class SumLossModule(LightningModule):
         spent = self.spent
         checkpoint["spent"] = [spent.steps, spent.tokens, spent.seconds]
         checkpoint["validation_due"] = self.validation_due
+        checkpoint["optimizer"] = self.optimizer_options.name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from the weights, and from what the budget had used.
@@ -228,8 +230,17 @@ class SumLossModule(LightningModule):
         Lightning counts batches too, but a checkpoint written inside a hook catches its counters
         in the middle; how many were done follows from the steps. A run is one epoch, which one that
         was stopped is still within: else its validations would be counted from where it went on.
+
+        Raises:
+            UserError: it is of another model or optimizer.
         """
+        name = checkpoint.get("optimizer", self.optimizer_options.name)
+        if name != self.optimizer_options.name:
+            raise UserError(
+                f"--resume: this checkpoint is of --optimizer.name {name}; go on with the same"
+            )
         checkpoint["state_dict"] = self.training_weights(checkpoint)
+        check_same_model(checkpoint["state_dict"], self.state_dict())
         self.spent = Spent(*checkpoint["spent"])
         self.validation_due = checkpoint.get("validation_due", False)
         loop = checkpoint["loops"]["fit_loop"]

@@ -84,6 +84,28 @@ def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def check_same_model(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Refuse to go on from the weights of another model.
+
+    Raises:
+        UserError: a tensor is missing, misshapen or left over; the first is named.
+    """
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            difference = "is missing"
+        elif name not in wanted:
+            difference = "has no place in this one"
+        elif found[name].shape != wanted[name].shape:
+            shapes = list(found[name].shape), list(wanted[name].shape)
+            difference = "is {}, where this one wants {}".format(*shapes)
+        else:
+            continue
+        raise UserError(
+            f"--resume: this checkpoint is of another model: {name.removeprefix('model.')} "
+            f"{difference}; go on with the same --model options"
+        )
+
+
 def verify_checkpoint(path: Path) -> None:
     """Compare every file with the manifest.
 

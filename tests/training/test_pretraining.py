@@ -368,6 +368,25 @@ def test_a_damaged_checkpoint_is_passed_over(pretrain_settings, tmp_path, capsys
         pretrain(pretrain_settings(f"{words} --resume {newest.parent}"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("--model.attention_bias false", "mixer.out.bias has no place in this one"),
+        ("--model.hidden_size 64", r"is \[32\], where this one wants \[64\]"),
+        ("--model.num_hidden_layers 3", r"layers\.\d\S+ is missing"),
+        ("--optimizer.name adamw", "is of --optimizer.name muon"),
+    ],
+)
+def test_going_on_with_another_model_or_optimizer_is_refused(
+    changed, named, pretrain_settings, tmp_path
+):
+    pretrain(pretrain_settings("--budget 2steps"))
+    before = (tmp_path / "run" / "metrics.csv").read_text()
+    with pytest.raises(UserError, match=f"--resume: this checkpoint .*{named}.*; go on with"):
+        pretrain(pretrain_settings(f"--budget 4steps --resume auto {changed}"))
+    assert (tmp_path / "run" / "metrics.csv").read_text() == before
+
+
 def test_limits_of_the_command_line_replace_the_configs(pretrain_settings, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("budget: 30min\n")
