@@ -35,11 +35,17 @@ RECIPES: dict[str, str] = {
     "default": "",
     "adamw 1e-3": "--optimizer.name adamw --optimizer.lr 1e-3",
     "adamw 2e-3": "--optimizer.name adamw --optimizer.lr 2e-3",
+    "adamw 4e-3": "--optimizer.name adamw --optimizer.lr 4e-3",
     "stable_adamw 2e-3": "--optimizer.name stable_adamw --optimizer.lr 2e-3",
     "lamb 1e-2": "--optimizer.name lamb --optimizer.lr 1e-2",
     "muon 2e-3": "--optimizer.lr 2e-3",
     "muon 8e-3": "--optimizer.lr 8e-3",
     "heads begin anywhere": "--model.attention_bias false",
+    "heads begin anywhere, adamw 2e-3": "--model.attention_bias false --optimizer.name adamw"
+    " --optimizer.lr 2e-3",
+    "the peer's settings": "--model.attention_bias false --optimizer.name adamw"
+    " --optimizer.lr 2e-3 --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01"
+    " --optimizer.schedule linear --data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "frequencies at first": "--objective.start_at_frequencies true",
     "masks 15 %": "--data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "masks 30 %": "--data.mlm_probability 0.3 --data.mlm_probability_end 0.3",
@@ -165,7 +171,8 @@ def main() -> None:
     parser.add_argument("--size", default="mini")
     parser.add_argument("--seconds", type=float, default=480.0, help="of training, each")
     parser.add_argument("--slice", type=float, default=20.0, help="seconds a turn")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first_seed", type=int, default=0, help="to share them among machines")
     parser.add_argument("--train", type=Path, help="a table to fine-tune on")
     parser.add_argument("--validation", type=Path, help="and one to score it by")
     parser.add_argument("--work", type=Path, default=Path("runs/learning"))
@@ -173,7 +180,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=RESULTS / "learning.png")
     args = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.recipes}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         places = {name: args.work / f"{name.replace(' ', '_')}_{seed}" for name in args.recipes}
         with ExitStack() as stack:
             turns = [stack.enter_context(start(n, p, args, seed)) for n, p in places.items()]
@@ -185,11 +192,12 @@ def main() -> None:
             record(args.output, benchmark="learning", **asked, **found)
     draw(results, args.picture)
     for what in ("loss", "accuracy"):
-        print(f"{'recipe':<28} {what}, mean of {args.seeds} seeds")
+        print(f"{'recipe':<34} {what}, mean and deviation of {args.seeds} seeds")
         found = {name: [r[what] for r in runs if r.get(what)] for name, runs in results.items()}
-        means = {name: statistics.mean(values) for name, values in found.items() if values}
-        for name, mean in sorted(means.items(), key=lambda item: item[1]):
-            print(f"{name:<28} {mean:.3f}")
+        known = {name: values for name, values in found.items() if values}
+        for name, values in sorted(known.items(), key=lambda item: statistics.mean(item[1])):
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            print(f"{name:<34} {statistics.mean(values):.3f}{spread}")
 
 
 if __name__ == "__main__":
