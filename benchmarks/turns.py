@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from mlm.memory import without_small_caches
+
 _SECONDS = struct.Struct("d")
 
 
@@ -89,7 +91,9 @@ def in_turns(programs: Sequence[Turn], seconds: float) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    # As `mlm` would start itself anew, which would undo the clock of its own.
+    return without_small_caches(os.environ) | quiet
 
 
 def _run(clock: Path, words: list[str]) -> None:

@@ -21,6 +21,7 @@ from types import FrameType
 
 from mlm import __version__
 from mlm.errors import RunError, UserError
+from mlm.memory import restart_without_small_caches
 
 # command: (what it does, the module that does it)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -47,6 +48,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("a model folder to ONNX or sentence-transformers", "tasks.commands.export"),
     "import": ("a Hugging Face model to a model folder", "mlm.commands.import_"),
 }
+
+# Those that train for long, and would grow with every step.
+_TRAINING = {"pretrain", "finetune", "evaluate-suite"}
 
 # What the machine refuses is for the caller to mend, and a traceback would not help: rights, room,
 # and paths that cannot be.
@@ -77,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after ``mlm``; by default those of this process.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # this process is the command's own
+        argv = sys.argv[1:]
+        if _TRAINING.intersection(argv[:1]):
+            restart_without_small_caches()
+    argv = list(argv)
     # A handler can be set in the main thread only; a caller elsewhere keeps its own.
     try:
         previous = signal.signal(signal.SIGTERM, _exit_on_sigterm(os.getpid()))

@@ -1,9 +1,11 @@
-"""Keeping freed memory in the process, so that large temporaries are not paged in each step."""
+"""What glibc does with freed memory: keep it for the next step, and be able to use it then."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from collections.abc import Mapping
 
 # Parameters of glibc's mallopt(3) and what they are set to.
 _SETTINGS = {
@@ -11,6 +13,8 @@ _SETTINGS = {
     -1: -1,  # M_TRIM_THRESHOLD: never give the top of the heap back
     -2: 64 << 20,  # M_TOP_PAD: grow by 64 MiB more than asked for, to grow seldom
 }
+_TUNABLES = "GLIBC_TUNABLES"  # see "Memory Allocation Tunables" in glibc's manual
+_CACHED_BLOCKS = "glibc.malloc.tcache_count"
 
 
 def keep_freed_memory() -> bool:
@@ -31,3 +35,35 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # another C library, such as musl
         return False
     return all(mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items())
+
+
+def without_small_caches(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which glibc caches no small blocks, or what it says of them already.
+
+    torch asks for aligned blocks. For one of those glibc 2.36 takes a larger one and frees the few
+    bytes before and after it, which its cache gives to whatever small object is made next. So the
+    large block, once it is freed, is a few bytes too small for the next step's same request, and
+    the heap grows by some megabytes at every step of a training, for as long as that goes on
+    (benchmarks/LOG.md, "A heap that grew with every step").
+
+    >>> without_small_caches({"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"})
+    {'GLIBC_TUNABLES': 'glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0'}
+    """
+    others = environment.get(_TUNABLES, "")
+    if _CACHED_BLOCKS in others:
+        return dict(environment)
+    setting = f"{_CACHED_BLOCKS}=0"
+    return {**environment, _TUNABLES: f"{others}:{setting}" if others else setting}
+
+
+def restart_without_small_caches() -> None:
+    """Become the same program with the same arguments in `without_small_caches`, unless it is so.
+
+    glibc reads its tunables when a program starts, and this must come before anything is done. The
+    process stays the same one to whoever started it. Text is cut into tokens a quarter slower
+    afterwards, so only trainings, which do that once, are worth it.
+    """
+    environment = without_small_caches(os.environ)
+    glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
+    if glibc and environment != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
