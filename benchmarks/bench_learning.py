@@ -41,8 +41,6 @@ RECIPES: dict[str, str] = {
     "muon 2e-3": "--optimizer.lr 2e-3",
     "muon 8e-3": "--optimizer.lr 8e-3",
     "heads begin anywhere": "--model.attention_bias false",
-    "heads begin anywhere, adamw 2e-3": "--model.attention_bias false --optimizer.name adamw"
-    " --optimizer.lr 2e-3",
     "the peer's settings": "--model.attention_bias false --optimizer.name adamw"
     " --optimizer.lr 2e-3 --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01"
     " --optimizer.schedule linear --data.mlm_probability 0.15 --data.mlm_probability_end 0.15",

@@ -81,18 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after ``mlm``; by default those of this process.
     """
-    if argv is None:  # this process is the command's own
-        argv = sys.argv[1:]
-        if _TRAINING.intersection(argv[:1]):
-            restart_without_small_caches()
-    argv = list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None and _TRAINING.intersection(words[:1]):  # this process is the command's own
+        restart_without_small_caches()
     # A handler can be set in the main thread only; a caller elsewhere keeps its own.
     try:
         previous = signal.signal(signal.SIGTERM, _exit_on_sigterm(os.getpid()))
     except ValueError:
         previous = None
     try:
-        _dispatch(argv)
+        _dispatch(words)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), 2)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 # Parameters of glibc's mallopt(3) and what they are set to.
 _SETTINGS = {
@@ -60,10 +61,11 @@ def restart_without_small_caches() -> None:
     """Become the same program with the same arguments in `without_small_caches`, unless it is so.
 
     glibc reads its tunables when a program starts, and this must come before anything is done. The
-    process stays the same one to whoever started it. Text is cut into tokens a quarter slower
-    afterwards, so only trainings, which do that once, are worth it.
+    process stays the same one to whoever started it; where it cannot begin anew, it goes on as it
+    is. Text is cut into tokens a quarter slower afterwards, so only trainings are worth it.
     """
     environment = without_small_caches(os.environ)
     glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
     if glibc and environment != dict(os.environ):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        with suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
