@@ -105,7 +105,7 @@ def building(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 waiting()
                 fcntl.lockf(descriptor, fcntl.LOCK_EX)
             # Whoever held it may have taken the name away: then the lock is on nothing.
-            if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
+            if os.fstat(descriptor).st_nlink:
                 try:
                     for remains in path.parent.glob(f".{path.name}.tmp-*"):
                         shutil.rmtree(remains)

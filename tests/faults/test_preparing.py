@@ -30,12 +30,12 @@ def test_twenty_build_one_store(killed, corpus, tmp_path):
     folder, rng = tmp_path / "stores", random.Random(killed)
     words = f"prepare --corpus {corpus} --output {folder}/store --vocab_size 300 --num_processes 1"
     count = examples(6, 20)
-    processes = [
-        context.Process(
-            target=child.run, args=(words.split(), tmp_path / "trace", tmp_path / f"out_{n}", {})
-        )
-        for n in range(count)
-    ]
+
+    def preparing(name):
+        arguments = (words.split(), tmp_path / "trace", tmp_path / f"out_{name}", {})
+        return context.Process(target=child.run, args=arguments)
+
+    processes = [preparing(n) for n in range(count)]
     for process in processes:
         process.start()
     struck = rng.sample(processes, killed)
@@ -54,4 +54,9 @@ def test_twenty_build_one_store(killed, corpus, tmp_path):
     finished = sum('"status": "prepared"' in text for text in said)
     assert finished == 1 or (killed and finished <= 1)
     TokenStore.open(folder / "store")
+    # One killed after all the others had ended leaves its lock, which the next takes away.
+    following = preparing("following")
+    following.start()
+    following.join(120)
+    assert following.exitcode == 0
     assert [p.name for p in folder.iterdir()] == ["store"]
