@@ -36,7 +36,7 @@ demo: venv
 	$(BIN)/mlm demo
 
 test: venv
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow'
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

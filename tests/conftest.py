@@ -10,6 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor may one upload where a key happens to be configured.
 os.environ["WANDB_MODE"] = "disabled"
 
+# Side by side with others each test gets one thread: more than there are cores wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Started in the background, a shell's children ignore Ctrl-C, and so would ours.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -71,7 +71,7 @@ class EncoderConfig:
     """Biases in the layers' linear maps and norms."""
     attention_bias: bool | None = None
     """Biases in the maps of attention; None: as `bias`. With `rope` the heads of a fresh model's
-    first layer begin at the neighbours of a token by them; see positions.py."""
+    first layer begin at the neighbours of a token by them; see neighbours.py."""
     embedding_norm: bool = True
     """A norm right after the embeddings."""
     final_norm: bool = False

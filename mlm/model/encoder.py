@@ -24,8 +24,9 @@ from mlm.model.embeddings import Embeddings
 from mlm.model.feed_forward import build_feed_forward
 from mlm.model.layout import Layout, prepare
 from mlm.model.mixers import build_mixer
+from mlm.model.neighbours import begin_at_neighbours
 from mlm.model.norms import build_norm
-from mlm.model.positions import Rotation, alibi_slopes, neighbour_biases, rotation
+from mlm.model.positions import Rotation, alibi_slopes, rotation
 
 
 class PostNormLayer(nn.Module):
@@ -86,6 +87,7 @@ class Encoder(nn.Module):
         """Keep only each layer's input for the backward pass, and compute the rest anew: a third
         more arithmetic for a fraction of the memory (https://arxiv.org/abs/1604.06174)."""
         init_weights(self, config)
+        begin_at_neighbours(self.embeddings, self.get_submodule("layers.0.mixer"), config)
 
     def forward(
         self,
@@ -142,10 +144,7 @@ class Encoder(nn.Module):
 
 
 def init_weights(module: nn.Module, config: EncoderConfig) -> None:
-    """All initialisation: normal weights, zero biases, norms at 1.
-
-    Where there are biases in attention for RoPE to turn, the first layer's heads begin at the
-    neighbours of a token (`neighbour_biases`).
+    """Initialise plainly: normal weights, zero biases, norms at 1.
 
     In pre-norm encoders every layer adds to the stream twice, so what it adds starts smaller by
     √(2 L): the stream's variance at the top then does not grow with depth (GPT-2, section 2.3).
@@ -159,9 +158,5 @@ def init_weights(module: nn.Module, config: EncoderConfig) -> None:
             nn.init.normal_(part.weight, std=std / scale)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-                if name == "layers.0.mixer.qkv" and config.position == "rope":
-                    theta = config.layer_theta(0)
-                    biases = neighbour_biases(config.num_attention_heads, config.head_dim, theta)
-                    part.bias.data[: biases.numel()] = biases.flatten()
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=std)

@@ -14,10 +14,6 @@ from torch import Tensor, nn
 from mlm.errors import look_up
 from mlm.model.config import EncoderConfig
 
-# What a neighbour scores at first above what has nothing in common with the query, and the radians
-# by which a pair of numbers must turn from place to place to tell neighbours apart.
-_NEAR_SCORE, _NEAR_ANGLE = 9.0, 0.1
-
 
 class LearnedPositions(nn.Embedding):
     """A trained vector a position, as in BERT (https://arxiv.org/abs/1810.04805)."""
@@ -137,26 +133,6 @@ def _turn(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     torch.mul(first, cos, out=new_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=new_second).addcmul_(first, sin)
     return turned
-
-
-def neighbour_biases(heads: int, head_dim: int, theta: float) -> Tensor:
-    """Biases of queries and keys by which RoPE turns each head to one neighbour of a token.
-
-    (2, heads, head_dim) float32. Head 0 looks one place back, head 1 one ahead, heads 2 and 3 two
-    places, and so on: a query's pair of numbers at the angle θ·o and a key's at 0 give a score that
-    falls with the distance of key - query from o, where tokens themselves say nothing yet. From
-    plain weights it takes hundreds of steps until a head tells a neighbour from the rest of a text,
-    and only frequencies are learned before (benchmarks/LOG.md).
-    """
-    angles = theta ** (-torch.arange(head_dim // 2) / (head_dim / 2))
-    near = angles > _NEAR_ANGLE
-    length = near * (_NEAR_SCORE * head_dim**0.5 / near.sum()) ** 0.5
-    places = torch.arange(heads) // 2 + 1
-    offsets = torch.where(torch.arange(heads) % 2 == 0, -places, places)
-    turned = offsets[:, None] * angles  # (heads, head_dim / 2)
-    queries = torch.cat([length * turned.cos(), length * turned.sin()], dim=-1)
-    keys = torch.cat([length, torch.zeros_like(length)]).expand(heads, -1)
-    return torch.stack([queries, keys])
 
 
 def alibi_slopes(heads: int) -> Tensor:

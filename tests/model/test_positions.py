@@ -19,20 +19,28 @@ def first_weights(config: EncoderConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("family", "changes"),
     [
-        {},
-        {"rope_theta": 160_000.0},
-        {"num_attention_heads": 8},
-        {"attention": ("local",), "local_rope_theta": 500.0},
+        ("modern", {}),
+        ("modern", {"rope_theta": 160_000.0}),
+        ("modern", {"num_attention_heads": 8}),
+        ("modern", {"attention": ("local",), "local_rope_theta": 500.0}),
+        ("bert", {}),
+        ("bert", {"num_attention_heads": 16}),
+        ("bert", {"type_vocab_size": 0, "position_offset": 2}),
+        ("bert", {"layer": "pre_norm", "embedding_norm": False, "final_norm": True}),
+        ("bert", {"bias": False, "norm": "rms_norm"}),
     ],
-    ids=["mini", "large_theta", "narrow_heads", "local_first"],
+    ids=[
+        *("mini", "large_theta", "narrow_heads", "local_first"),
+        *("bert", "bert_narrow_heads", "roberta", "bert_pre_norm", "bert_without_biases"),
+    ],
 )
-def test_heads_of_a_fresh_model_begin_at_neighbours(changes):
-    config = preset("modern", "mini", vocab_size=97, **changes)
+def test_heads_of_a_fresh_model_begin_at_neighbours(family, changes):
+    config = preset(family, "mini", vocab_size=97, **changes)
     weights = first_weights(config)
     place = torch.arange(len(WORDS))
-    for head, seen in enumerate(weights):
+    for head, seen in enumerate(weights[:8]):
         offset = (head // 2 + 1) * (1 if head % 2 else -1)
         there = place + offset
         inside = (there >= 0) & (there < len(WORDS))
@@ -42,10 +50,16 @@ def test_heads_of_a_fresh_model_begin_at_neighbours(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"attention_bias": False}, {"position": "alibi"}, {"position": "none"}]
+    ("family", "changes"),
+    [
+        ("modern", {"attention_bias": False}),
+        ("modern", {"position": "alibi"}),
+        ("modern", {"position": "none"}),
+        ("bert", {"position": "sinusoidal"}),
+    ],
 )
-def test_only_rope_with_biases_begins_there(changes):
-    config = preset("modern", "mini", vocab_size=97, **changes)
+def test_other_positions_begin_anywhere(family, changes):
+    config = preset(family, "mini", vocab_size=97, **changes)
     weights = first_weights(config)
     assert weights[2:].amax() < 0.15  # ALiBi's steepest heads favour what is near, as ever
     bias = Encoder(config).layers[0].mixer.qkv.bias
@@ -58,6 +72,34 @@ def test_only_the_first_layer_begins_there():
     assert first[:512].any()
     assert not first[512:].any()
     assert not any(bias.any() for bias in others)
+
+
+def test_positions_get_sixteen_numbers_to_themselves():
+    tables = Encoder(preset("bert", "mini", vocab_size=97)).embeddings.requires_grad_(False)
+    for table in (tables.word, tables.token_type):
+        assert not table.weight[:, :16].any()
+        assert table.weight[:, 16:].std() == pytest.approx(0.02, rel=0.1)
+    pairs = tables.position.weight[:, :16].unflatten(-1, (2, 8))
+    torch.testing.assert_close(pairs.norm(dim=1), torch.full((512, 8), 0.4))
+    assert tables.position.weight[:, 16:].std() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 8, "num_attention_heads": 1},  # too narrow to give any of it away
+        {"hidden_size": 16, "num_attention_heads": 2},
+        {"attention": ("fourier", "global")},
+        {"attention": ("lstm",)},
+        {"initializer_range": 0.0},
+    ],
+    ids=["width_8", "width_16", "fourier", "lstm", "no_weights"],
+)
+def test_where_there_is_no_room_for_it_a_model_begins_as_it_can(changes):
+    encoder = Encoder(preset("bert", "tiny", vocab_size=97, **changes))
+    assert encoder(ragged([WORDS])).isfinite().all()
+    if "hidden_size" not in changes and encoder.config.initializer_range:
+        assert encoder.embeddings.word.weight[:, :16].any()
 
 
 @pytest.mark.parametrize(

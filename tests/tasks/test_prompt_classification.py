@@ -177,7 +177,7 @@ def tuned(tmp_path_factory, pretrained, toy):
     run = tmp_path_factory.mktemp("prompt") / "run"
     words = ["finetune", *OPTIONS, "--model", pretrained["bert"], "--run_dir", run, *QUICK]
     words += ["--train", toy["train"], "--validation", toy["validation"], "--optimizer.lr", 3e-3]
-    assert main([*map(str, words), "--trainer.max_epochs", "6"]) == 0
+    assert main([*map(str, words), "--trainer.max_epochs", "12"]) == 0
     return run
 
 
