@@ -27,7 +27,7 @@ from mlm.model.positions import LearnedPositions
 # by which a pair of numbers must turn from place to place to tell neighbours apart.
 _SCORE, _SLOWEST = 9.0, 0.1
 # Learned positions: how many pairs they get to themselves, in an eighth of the width at most, and
-# how long each is. Words grow in their first hundred steps, and what is shorter drowns in them.
+# how long each is. Words grow in training, and what is shorter drowns in them (LOG.md).
 _PAIRS, _LENGTH = 8, 0.4
 
 

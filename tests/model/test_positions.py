@@ -30,10 +30,12 @@ def first_weights(config: EncoderConfig) -> torch.Tensor:
         ("bert", {"type_vocab_size": 0, "position_offset": 2}),
         ("bert", {"layer": "pre_norm", "embedding_norm": False, "final_norm": True}),
         ("bert", {"bias": False, "norm": "rms_norm"}),
+        ("modern", {"position": "learned"}),
     ],
     ids=[
         *("mini", "large_theta", "narrow_heads", "local_first"),
         *("bert", "bert_narrow_heads", "roberta", "bert_pre_norm", "bert_without_biases"),
+        "modern_learned",
     ],
 )
 def test_heads_of_a_fresh_model_begin_at_neighbours(family, changes):
