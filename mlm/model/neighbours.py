@@ -27,8 +27,9 @@ from mlm.model.positions import LearnedPositions
 # by which a pair of numbers must turn from place to place to tell neighbours apart.
 _SCORE, _SLOWEST = 9.0, 0.1
 # Learned positions: how many pairs they get to themselves, in an eighth of the width at most, and
-# how long each is. Words grow in training, and what is shorter drowns in them (LOG.md).
-_PAIRS, _LENGTH = 8, 0.4
+# how many standard deviations of a weight words and places are long. The usual 0.02 makes that 1;
+# as short as plain ones are, what training adds to words soon drowns places (LOG.md).
+_PAIRS, _LENGTH = 8, 50.0
 
 
 def begin_at_neighbours(tables: Embeddings, mixer: nn.Module, config: EncoderConfig) -> None:
@@ -79,15 +80,19 @@ def _by_positions(
     own = 2 * pairs
     if not own:
         return
+    norm = _LENGTH * config.initializer_range
     angles = _SLOWEST ** (torch.arange(pairs) / pairs)
     turned = torch.arange(positions.num_embeddings)[:, None] * angles
+    nn.init.normal_(tables.word.weight, std=norm / math.sqrt(width - own))
     summed = [t for t in (tables.word, tables.token_type, positions) if t is not None]
     for table in summed:
         table.weight[:, :own] = 0
-    positions.weight[:, :own] = _LENGTH * torch.cat([turned.cos(), turned.sin()], dim=-1)
-    # The norm that comes before queries and keys makes each number 1 in the mean of squares.
-    rest = len(summed) * config.initializer_range**2 * (width - own)
-    length = _LENGTH * math.sqrt(width / (pairs * _LENGTH**2 + rest))
+    waves = torch.cat([turned.cos(), turned.sin()], dim=-1)
+    positions.weight[:, :own] = norm / math.sqrt(pairs) * waves
+    # How long a pair is behind the norm that comes before queries and keys: a word and a place have
+    # a length of `norm` each, and the plain weights of the other tables are a little noise.
+    noise = (len(summed) - 1) * (width - own) / _LENGTH**2
+    length = math.sqrt(width / pairs / (2 + noise))
     scale = (_SCORE * config.head_dim**0.5 / pairs) ** 0.5 / length
     ahead = offsets(heads)[:, None] * angles  # (N, pairs)
     cos, sin = ahead.cos().diag_embed(), ahead.sin().diag_embed()

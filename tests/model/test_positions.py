@@ -76,14 +76,15 @@ def test_only_the_first_layer_begins_there():
     assert not any(bias.any() for bias in others)
 
 
-def test_positions_get_sixteen_numbers_to_themselves():
+def test_positions_get_sixteen_numbers_to_themselves_and_words_the_same_length():
     tables = Encoder(preset("bert", "mini", vocab_size=97)).embeddings.requires_grad_(False)
     for table in (tables.word, tables.token_type):
         assert not table.weight[:, :16].any()
-        assert table.weight[:, 16:].std() == pytest.approx(0.02, rel=0.1)
     pairs = tables.position.weight[:, :16].unflatten(-1, (2, 8))
-    torch.testing.assert_close(pairs.norm(dim=1), torch.full((512, 8), 0.4))
-    assert tables.position.weight[:, 16:].std() == pytest.approx(0.02, rel=0.1)
+    torch.testing.assert_close(pairs.norm(dim=1), torch.full((512, 8), 8**-0.5))
+    assert tables.word.weight.norm(dim=1).mean() == pytest.approx(1, rel=0.02)
+    for table in (tables.position, tables.token_type):
+        assert table.weight[:, 16:].std() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize(
