@@ -74,7 +74,7 @@ def same_weights(one: Path, other: Path) -> bool:
 @pytest.mark.parametrize("family", ["bert", "modern"])
 def test_finetune_evaluate_predict(family, toy, pretrained, tmp_path, capsys):
     run_dir = tmp_path / "run"
-    command = words(toy, pretrained[family], run_dir, "--trainer.max_epochs 6")
+    command = words(toy, pretrained[family], run_dir, "--trainer.max_epochs 12")
     assert main(["finetune", *command]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
