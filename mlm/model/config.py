@@ -90,7 +90,8 @@ class EncoderConfig:
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
     initializer_range: float = 0.02
-    """Standard deviation of the initial weights."""
+    """Standard deviation of the initial weights. With learned positions words are longer at first,
+    so that they weigh as much as their places; see neighbours.py."""
     pad_token_id: int = 0
     """Id of [PAD]; ragged batches never hold it, but saved configs name it."""
     cls_token_id: int = 2
