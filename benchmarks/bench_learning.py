@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--validation", type=Path, help="and one to score it by")
     parser.add_argument("--work", type=Path, default=Path("runs/learning"))
     parser.add_argument("--output", type=Path, default=RESULTS / "learning.jsonl")
-    parser.add_argument("--picture", type=Path, default=RESULTS / "learning.png")
+    parser.add_argument("--picture", type=Path, help="where not beside the output")
     args = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.recipes}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -188,7 +188,7 @@ def main() -> None:
             results[name].append(found)
             asked = {"recipe": name, "size": args.size, "seconds": args.seconds, "seed": seed}
             record(args.output, benchmark="learning", **asked, **found)
-    draw(results, args.picture)
+    draw(results, args.picture or args.output.with_suffix(".png"))
     for what in ("loss", "accuracy"):
         print(f"{'recipe':<34} {what}, mean and deviation of {args.seeds} seeds")
         found = {name: [r[what] for r in runs if r.get(what)] for name, runs in results.items()}
