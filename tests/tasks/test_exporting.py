@@ -31,7 +31,9 @@ def test_a_graph_answers_as_the_model_does(kind, toy, numbers, tmp_path, capsys,
     torch_scores, graph_scores = said["scores"]["torch"], said["scores"]["model.onnx"]
     assert torch_scores.keys() == graph_scores.keys() >= {"loss"}
     for name, value in torch_scores.items():
-        assert graph_scores[name] == pytest.approx(value, rel=1e-5, abs=1e-4), name
+        # Two answers that differ by a rounding may change places, which a rank correlation counts.
+        near = 0.01 if name == "spearman" else 1e-4
+        assert graph_scores[name] == pytest.approx(value, rel=1e-5, abs=near), name
 
     predictor = Predictor.from_pretrained(model, precision="fp32")
     texts = ["a dull film", "the", "people and their house with a moving story about it"]
