@@ -41,9 +41,11 @@ RECIPES: dict[str, str] = {
     "muon 2e-3": "--optimizer.lr 2e-3",
     "muon 8e-3": "--optimizer.lr 8e-3",
     "heads begin anywhere": "--model.attention_bias false",
-    "the peer's settings": "--model.attention_bias false --optimizer.name adamw"
-    " --optimizer.lr 2e-3 --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01"
-    " --optimizer.schedule linear --data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
+    "words begin anywhere": "--objective.start_at_cooccurrences false",
+    "the peer's settings": "--model.attention_bias false"
+    " --objective.start_at_cooccurrences false --optimizer.name adamw --optimizer.lr 2e-3"
+    " --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01 --optimizer.schedule linear"
+    " --data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "frequencies at first": "--objective.start_at_frequencies true",
     "masks 15 %": "--data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "masks 30 %": "--data.mlm_probability 0.3 --data.mlm_probability_end 0.3",

@@ -183,6 +183,17 @@ class TokenSplit:
                 break
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def stretches(self, pieces: int, longest: int) -> list[tuple[int, int]]:
+        """An evenly spread sample: the first token of each piece, and one past its last.
+
+        Args:
+            pieces: how many; together they are the whole split, if it is short enough.
+            longest: how many tokens a piece may have.
+        """
+        length = min(longest, self.num_tokens // pieces + 1)
+        starts = np.linspace(0, self.num_tokens - length, pieces).astype(np.int64)
+        return [(start, start + length) for start in starts.tolist()]
+
 
 def _columns(file: Path) -> Iterator[pa.ListArray]:
     """The lists of ids in ``file``, a record batch each, mapped."""

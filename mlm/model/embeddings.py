@@ -1,5 +1,6 @@
 """Token ids → vectors."""
 
+import torch
 from torch import Tensor, nn
 
 from mlm.batch import Batch
@@ -7,6 +8,10 @@ from mlm.model.config import EncoderConfig
 from mlm.model.dropout import Dropout
 from mlm.model.norms import build_norm
 from mlm.model.positions import build_positions
+
+# How long a word is at first where it begins at a vector that means something: long enough that the
+# first hundred updates do not undo that (benchmarks/LOG.md).
+_LENGTH = 1.7
 
 
 class Embeddings(nn.Module):
@@ -23,6 +28,23 @@ class Embeddings(nn.Module):
         )
         self.norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.hidden_dropout)
+
+    @property
+    def own_columns(self) -> Tensor:
+        """(D,) bool: which numbers of a fresh word are its own, and not left to positions."""
+        return self.word.weight.any(dim=0)
+
+    def start_at(self, vectors: Tensor) -> None:
+        """Begin at these words; those whose vectors are 0 stay as they are.
+
+        Args:
+            vectors: (V, as many as there are `own_columns`), of a length of 1 or so.
+        """
+        with torch.no_grad():
+            known = vectors.any(dim=1, keepdim=True)
+            fresh = self.word.weight[:, self.own_columns]
+            length = _LENGTH if self.position is None else 1.0  # as long as places, neighbours.py
+            self.word.weight[:, self.own_columns] = torch.where(known, length * vectors, fresh)
 
     def forward(self, batch: Batch) -> Tensor:
         """A ragged batch of T tokens → (T, D)."""

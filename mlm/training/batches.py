@@ -48,10 +48,9 @@ def token_counts(split: TokenSplit, size: int) -> np.ndarray:
 
     The sample is 64 stretches, evenly spread: 16 M tokens at most.
     """
-    stretch = min(1 << 18, split.num_tokens // 64 + 1)
     counts = np.ones(size)  # none is infinitely rare
-    for start in np.linspace(0, split.num_tokens - stretch, 64).astype(np.int64).tolist():
-        counts += np.bincount(split.tokens(start, start + stretch), minlength=size)
+    for start, stop in split.stretches(64, 1 << 18):
+        counts += np.bincount(split.tokens(start, stop), minlength=size)
     return counts
 
 

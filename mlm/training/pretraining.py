@@ -22,11 +22,11 @@ from mlm.memory import keep_freed_memory
 from mlm.model.attention import backend_names
 from mlm.model.config import EncoderConfig, preset
 from mlm.model.encoder import Encoder
-from mlm.model.heads import MaskedLanguageModel, MaskedLMHead
+from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
-from mlm.training.batches import check_pairs, row_lengths, token_counts
-from mlm.training.budget import check_budget
+from mlm.training.batches import check_pairs, row_lengths
+from mlm.training.budget import Spent, check_budget
 from mlm.training.callbacks import (
     Checkpoints,
     EndOfBudget,
@@ -53,6 +53,7 @@ from mlm.training.run_directory import (
     resumed_step,
     write_config,
 )
+from mlm.training.starting import check_start, start
 from mlm.training.trainer import build_trainer, check_trainer, choose_budget
 
 
@@ -111,13 +112,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     probe = build_probe(ProbeOptions(**settings["probe"]), load_tokenizer(store.tokenizer_dir))
     torch.manual_seed(seed)
     model = _build_model(settings["model"], store, data)
-    if objective.start_at_frequencies:
-        if settings["model"]["path"] is not None or not isinstance(model.head, MaskedLMHead):
-            raise UserError(
-                "objective.start_at_frequencies: only a fresh head with a bias can; leave it out"
-            )
-        counts = token_counts(store.split("train"), store.vocab_size)
-        model.head.start_at(torch.from_numpy(counts))
+    trained = settings["model"]["path"] is not None
+    check_start(objective, model, trained)
     check_objective(objective, model.config)
     resolved = {
         **settings,
@@ -139,6 +135,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         probe,
         objective,
     )
+    if not trained and checkpoint is None and is_rank_zero():  # the other ranks get its weights
+        module.spent = Spent(seconds=start(model, store, objective, seed))
     for part in module.modules():
         if isinstance(part, Encoder):
             part.recompute = settings["activation_checkpointing"]
