@@ -158,6 +158,7 @@ def test_a_fresh_head_guesses_tokens_as_often_as_they_occur(
     asked, pretrain_settings, store, tmp_path
 ):
     words = f"--checkpoint.first true --objective.start_at_frequencies {asked}"
+    words += " --objective.start_at_cooccurrences false"  # whose words are long enough to guess too
     pretrain(pretrain_settings(f"--budget 2steps {words}"))
     model = load_masked_lm(tmp_path / "run" / "checkpoints" / "step_00000000" / "model")
     split = TokenStore.open(store).split("train")
