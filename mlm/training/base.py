@@ -108,6 +108,11 @@ class SumLossModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock and an empty tally."""
+        if not self.spent.steps:  # only the first rank knows what went by before
+            before = self.spent.before if self.global_rank == 0 else 0.0
+            told = torch.tensor(before, dtype=torch.float64, device=self.device)
+            seconds = float(all_reduce_sum(told))
+            self.spent = Spent(seconds=seconds, before=seconds)
         if self.global_rank == 0:
             self.clock.start(self.spent.steps, self.spent.seconds)
         self._start_tally()
@@ -151,7 +156,9 @@ class SumLossModule(LightningModule):
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),
             **self.extra_metrics(),
         }
-        self.spent = Spent(self.spent.steps + 1, self.spent.tokens + int(tokens), seconds)
+        self.spent = Spent(
+            self.spent.steps + 1, self.spent.tokens + int(tokens), seconds, self.spent.before
+        )
         self.step_metrics["tokens"] = self.spent.tokens
         self.stop_agreed = stop > 0
         self._start_tally()
@@ -220,7 +227,7 @@ class SumLossModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the budget has used, and whether its last step is still to be validated."""
         spent = self.spent
-        checkpoint["spent"] = [spent.steps, spent.tokens, spent.seconds]
+        checkpoint["spent"] = [spent.steps, spent.tokens, spent.seconds, spent.before]
         checkpoint["validation_due"] = self.validation_due
         checkpoint["optimizer"] = self.optimizer_options.name
 

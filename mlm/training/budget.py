@@ -84,6 +84,8 @@ class Spent:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    before: float = 0.0
+    """The seconds among them that went by before the first step, which no schedule follows."""
 
     def progress(self, budget: Budget) -> float:
         """The share of ``budget`` spent in the middle of the coming step, in [0, 1].
@@ -91,11 +93,13 @@ class Spent:
         The middle, so that the first step learns something and the last one too; its length is
         taken to be the mean of the steps so far.
         """
-        used = float(getattr(self, budget.unit))
+        used, amount = float(getattr(self, budget.unit)), budget.amount
+        if budget.unit == "seconds":
+            used, amount = used - self.before, max(amount - self.before, 1e-9)
         half_step = used / self.steps / 2 if self.steps else 0.0
         if budget.unit == "steps":
             half_step = 0.5
-        return min(1.0, (used + half_step) / budget.amount)
+        return min(1.0, (used + half_step) / amount)
 
     def is_over(self, budget: Budget) -> bool:
         """Whether the run ends here: where one more step would end further from the budget."""

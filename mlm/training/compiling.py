@@ -7,7 +7,7 @@ compiled, as its batches are of all shapes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,19 @@ def compiled(function: Callable[P, T], how: bool | Mode) -> Callable[P, T]:
     """
     if how is False:
         return function
-    return torch.compile(function, mode=None if how is True else how)
+    if how is not True:
+        return torch.compile(function, mode=how)
+    return torch.compile(function, options=_right_on_cpus())
+
+
+def _right_on_cpus() -> dict[str, Any] | None:
+    """Options without which compiled gradients would be wrong on some CPUs.
+
+    With vectors of 512 bits torch 2.13 gives gradients of bfloat16 keys that are not finite, in
+    what it fuses with their transposition; with 256 bits it does not (benchmarks/LOG.md).
+    """
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return {"cpp.simdlen": 256} if wide else None
 
 
 def may_vary(sizes: Tensor) -> None:

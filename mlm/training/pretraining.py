@@ -136,7 +136,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         objective,
     )
     if not trained and checkpoint is None and is_rank_zero():  # the other ranks get its weights
-        module.spent = Spent(seconds=start(model, store, objective, seed))
+        module.spent = Spent(before=start(model, store, objective, seed))
     for part in module.modules():
         if isinstance(part, Encoder):
             part.recompute = settings["activation_checkpointing"]

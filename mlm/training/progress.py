@@ -55,7 +55,7 @@ class BudgetProgress(ProgressBar):
             self._say(self._describe(module))
 
     def _describe(self, module: SumLossModule) -> str:
-        progress, seconds = module.progress, module.spent.seconds
+        progress, seconds = module.progress, module.spent.seconds - module.spent.before
         left = duration(seconds * (1 - progress) / progress) if progress else "?"
         return (
             f"step {module.spent.steps:,}  {progress:4.0%}  "

@@ -49,10 +49,10 @@ def start(
     if objective.start_at_frequencies:
         assert isinstance(model.head, MaskedLMHead)  # see check_start
         model.head.start_at(torch.from_numpy(token_counts(split, store.vocab_size)))
-    if objective.start_at_cooccurrences is not False:
+    embeddings = model.encoder.embeddings
+    width = int(embeddings.own_columns.sum())  # 0 where all begins at 0
+    if objective.start_at_cooccurrences is not False and width:
         say(f"{store.path}: counting what stands near what, where the words are to begin")
-        embeddings = model.encoder.embeddings
-        width = int(embeddings.own_columns.sum())
         vectors = word_vectors(split, store.vocab_size, width, seed)
         embeddings.start_at(torch.from_numpy(vectors))
     return time.monotonic() - began

@@ -66,6 +66,18 @@ def test_a_time_budget_ends_within_half_a_step():
     assert abs(spent.seconds - 10) <= 0.36
 
 
+def test_what_went_by_before_the_first_step_is_spent_and_no_schedule_follows_it():
+    budget, spent = Budget("seconds", 10), Spent(0, 0, 4.0, 4.0)
+    assert spent.progress(budget) == 0
+    assert Spent(10, 0, 7.0, 4.0).progress(budget) == pytest.approx((3 + 0.15) / 6)
+    while not spent.is_over(budget):
+        spent = Spent(spent.steps + 1, 0, spent.seconds + 0.7, 4.0)
+    assert abs(spent.seconds - 10) <= 0.36
+    late = Spent(1, 0, 12.5, 12.0)
+    assert late.is_over(budget)
+    assert Spent(10, 99, 7.0, 4.0).progress(Budget("steps", 20)) == pytest.approx(10.5 / 20)
+
+
 @pytest.mark.parametrize("text", ["", "min", "-5s", "0s", "1e99s", "5 parsecs", "1.2.3s", "nan"])
 def test_other_budgets_are_refused_in_one_line(text):
     with pytest.raises(UserError, match="30min") as caught:

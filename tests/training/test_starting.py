@@ -43,6 +43,13 @@ def test_every_objective_can_begin_there(objective, pretrain_settings, tmp_path)
     assert "start_at_cooccurrences: null" in config
 
 
+def test_what_begins_at_0_stays_there(pretrain_settings, tmp_path):
+    pretrain(
+        pretrain_settings("--model.initializer_range 0 --checkpoint.first true --budget 1step")
+    )
+    assert not first_words(tmp_path / "run").any()
+
+
 def test_what_is_trained_already_goes_on_from_where_it_is(pretrain_settings, tmp_path):
     pretrain(pretrain_settings("--budget 2steps"))
     model = tmp_path / "run" / "model"
