@@ -41,7 +41,7 @@ class ObjectiveOptions:
     """The share of causal steps; for `masked_and_causal`."""
     start_at_frequencies: bool = False
     """Whether a fresh head begins with guessing each token as often as the store has it, or all
-    alike. Beside `start_at_cooccurrences`, whose words have guesses of their own, it won nothing."""
+    alike. Beside `start_at_cooccurrences`, whose words guess already, it won nothing."""
     start_at_cooccurrences: bool | None = None
     """Whether a fresh model's words begin near those that stand in the same places of the store, or
     anywhere; see `mlm.data.cooccurrence`. By default they do, unless `model.path` is given."""

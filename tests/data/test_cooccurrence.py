@@ -140,7 +140,7 @@ def test_any_width_will_do(split, size, width):
 
 
 def test_texts_of_one_token_say_nothing(tmp_path):
-    store = prepared(tmp_path, "a b c d e f g h i j k l m n o p q r s t u v w x y z".split(), 60)
+    store = prepared(tmp_path, list("abcdefghijklmnopqrstuvwxyz"), 60)
     split = store.split("train")
     assert split.num_tokens == split.num_documents
     assert not word_vectors(split, store.vocab_size, 8, seed=0).any()
