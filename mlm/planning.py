@@ -48,8 +48,8 @@ class Measured(NamedTuple):
     """Where it is recorded."""
 
 
-# English text, 16,384 word pieces, rows of 128 tokens; see benchmarks/README.md and LOG.md. The first
-# and the last are of before words began where they occur, which such long runs gain little by.
+# English text, 16,384 word pieces, rows of 128 tokens; see benchmarks/README.md and LOG.md. The
+# longest of each size is of before words began where they occur.
 MEASURED = (
     Measured(3.21e6, 22.6e6, 3.394, "4 x 256, half an hour of two fast cores, Wikipedia"),
     Measured(3.21e6, 14.1e6, 3.504, "4 x 256, half an hour of two slower cores, Wikipedia"),
