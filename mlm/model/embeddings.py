@@ -42,9 +42,10 @@ class Embeddings(nn.Module):
         """
         with torch.no_grad():
             known = vectors.any(dim=1, keepdim=True)
-            fresh = self.word.weight[:, self.own_columns]
+            own = self.own_columns
             length = _LENGTH if self.position is None else 1.0  # as long as places, neighbours.py
-            self.word.weight[:, self.own_columns] = torch.where(known, length * vectors, fresh)
+            fresh = self.word.weight[:, own]
+            self.word.weight[:, own] = torch.where(known, length * vectors, fresh)
 
     def forward(self, batch: Batch) -> Tensor:
         """A ragged batch of T tokens → (T, D)."""

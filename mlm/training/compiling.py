@@ -32,19 +32,18 @@ def compiled(function: Callable[P, T], how: bool | Mode) -> Callable[P, T]:
     """
     if how is False:
         return function
-    if how is not True:
-        return torch.compile(function, mode=how)
-    return torch.compile(function, options=_right_on_cpus())
+    of_mode = {} if how is True else torch._inductor.list_mode_options(how)
+    return torch.compile(function, options={**of_mode, **_right_on_cpus()})
 
 
-def _right_on_cpus() -> dict[str, Any] | None:
+def _right_on_cpus() -> dict[str, Any]:
     """Options without which compiled gradients would be wrong on some CPUs.
 
     With vectors of 512 bits torch 2.13 gives gradients of bfloat16 keys that are not finite, in
     what it fuses with their transposition; with 256 bits it does not (benchmarks/LOG.md).
     """
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return {"cpp.simdlen": 256} if wide else None
+    return {"cpp.simdlen": 256} if wide else {}
 
 
 def may_vary(sizes: Tensor) -> None:

@@ -135,8 +135,6 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         probe,
         objective,
     )
-    if not trained and checkpoint is None and is_rank_zero():  # the other ranks get its weights
-        module.spent = Spent(before=start(model, store, objective, seed))
     for part in module.modules():
         if isinstance(part, Encoder):
             part.recompute = settings["activation_checkpointing"]
@@ -171,6 +169,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     step_tokens = (data.batch_size_start or data.batch_size) * (data.sequence_length - 2)
     check_budget(budget, step_tokens, step_tokens * token_flops / peak / trainer.world_size)
     Share(0, trainer.world_size, accumulation).check(data)
+    if not trained and checkpoint is None and is_rank_zero():  # the other ranks get its weights
+        module.spent = Spent(before=start(model, store, objective, seed))
     write_config(run_dir, resolved)
     with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

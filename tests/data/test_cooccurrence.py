@@ -131,7 +131,7 @@ def test_tokens_of_the_same_places_are_near_and_unseen_ones_nowhere(tmp_path):
     assert cosines[:3, 3:].max() < 0.5
 
 
-@pytest.mark.parametrize("width", [2, 64, 5000])
+@pytest.mark.parametrize("width", [2, 64, 500])
 def test_any_width_will_do(split, size, width):
     vectors = word_vectors(split, size, width, seed=0)
     assert vectors.shape == (size, width)

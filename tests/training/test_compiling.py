@@ -116,6 +116,17 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(pretrain_settings, tmp_pat
     )
 
 
+@pytest.mark.parametrize("how", [True, "reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_a_mode_is_passed_on_whatever_the_processor_needs(how, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "mlm.training.compiling.torch.compile", lambda function, options: asked.update(options)
+    )
+    compiled(abs, how)
+    asked.pop("cpp.simdlen", None)
+    assert asked == ({} if how is True else torch._inductor.list_mode_options(how))
+
+
 @pytest.mark.slow
 def test_compiled_gradients_in_bf16_are_those_of_a_plain_run():
     torch.compiler.reset()
