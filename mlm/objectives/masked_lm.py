@@ -9,6 +9,7 @@ Shapes: ``T`` tokens in all, ``M`` candidates or masked positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,11 @@ from mlm.objectives.cross_entropy import (
     summed_cross_entropy,
 )
 from mlm.objectives.sums import Loss, Score
+
+
+# Of masked positions. A CPU's library generates code for each size of a product that it meets, which
+# takes as long as the widest of them, the projection to the vocabulary (benchmarks/LOG.md).
+_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -130,11 +136,12 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
         batch: from `collate`.
         rate: share of the ordinary tokens to mask, at most `collate`'s ``max_rate``.
         capacity: a number of masked positions that stands still for `torch.compile`, and that no
-            device has to count. Where a candidate is not taken, and at the end, the position is 0
-            and the label `IGNORE_INDEX`.
+            device has to count; the least multiple of 64 that holds them, if not given.
 
     Returns:
-        A batch with masked `input_ids`, and `masked_positions` and `labels` of those alone.
+        A batch with masked `input_ids`, and `masked_positions` and `labels` of those alone. At the
+        end, and with ``capacity`` where a candidate is not taken, the position is 0 and the label
+        `IGNORE_INDEX`.
     """
     assert batch.masked_positions is not None
     assert batch.mask_thresholds is not None
@@ -147,10 +154,12 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
     )
     if capacity is None:
         positions, labels = positions[taken], labels[taken]
+        capacity = math.ceil(positions.numel() / _MULTIPLE) * _MULTIPLE
     else:
-        missing = (0, capacity - positions.numel())
-        positions = F.pad(torch.where(taken, positions, 0), missing)
-        labels = F.pad(torch.where(taken, labels, IGNORE_INDEX), missing, value=IGNORE_INDEX)
+        positions = torch.where(taken, positions, 0)
+        labels = torch.where(taken, labels, IGNORE_INDEX)
+    missing = (0, capacity - positions.numel())
+    positions, labels = F.pad(positions, missing), F.pad(labels, missing, value=IGNORE_INDEX)
     return replace(
         batch,
         input_ids=input_ids,

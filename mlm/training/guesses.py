@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mlm.data.masking import IGNORE_INDEX
 from mlm.data.store import TokenStore
 from mlm.data.tokenizer import load_tokenizer
 from mlm.model.heads import MaskedLanguageModel
@@ -39,7 +40,8 @@ def guesses(
     assert batch.labels is not None
     columns = batch.masked_positions, batch.labels, found, scores
     rows = []
-    for position, label, guess, value in zip(*(x.tolist() for x in columns), strict=True):
+    counts = batch.labels != IGNORE_INDEX
+    for position, label, guess, value in zip(*(x[counts].tolist() for x in columns), strict=True):
         around = batch.input_ids[max(0, position - 12) : position + 12].tolist()
         context = tokenizer.decode(around, skip_special_tokens=False)
         name = tokenizer.id_to_token

@@ -41,8 +41,10 @@ def test_a_batch_is_masked_as_its_rows_are_alone(rate):
         labels.append(label)
     assert batch.input_ids.tolist() == np.concatenate(ids).tolist()
     expected = np.concatenate(labels)
-    assert batch.masked_positions.tolist() == np.flatnonzero(expected != -100).tolist()
-    assert batch.labels.tolist() == expected[expected != -100].tolist()
+    positions, masked = np.flatnonzero(expected != -100), expected[expected != -100]
+    missing = -len(positions) % 64
+    assert batch.masked_positions.tolist() == [*positions, *[0] * missing]
+    assert batch.labels.tolist() == [*masked, *[IGNORE_INDEX] * missing]
 
 
 def test_sequences_and_boundaries():
@@ -100,8 +102,12 @@ def test_a_padded_mask_holds_what_a_plain_one_does(rate):
     made = collate(rows(), range(6), VOCABULARY, 0.3)
     plain, padded = at_rate(made, rate), at_rate(made, rate, capacity=100)
     assert torch.equal(plain.input_ids, padded.input_ids)
-    counts = padded.labels != IGNORE_INDEX
-    assert torch.equal(padded.masked_positions[counts], plain.masked_positions)
-    assert torch.equal(padded.labels[counts], plain.labels)
-    assert not padded.masked_positions[~counts].any()
-    assert padded.masked_positions.numel() == padded.labels.numel() == 100
+    for found in (plain, padded):
+        counts = found.labels != IGNORE_INDEX
+        assert (made.mask_thresholds <= rate).sum() == counts.sum()
+        assert not found.masked_positions[~counts].any()
+        assert found.masked_positions.numel() == found.labels.numel()
+    assert padded.labels.numel() == 100
+    there, here = plain.labels != IGNORE_INDEX, padded.labels != IGNORE_INDEX
+    assert torch.equal(plain.labels[there], padded.labels[here])
+    assert torch.equal(plain.masked_positions[there], padded.masked_positions[here])

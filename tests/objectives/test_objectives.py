@@ -110,10 +110,12 @@ def test_guesses_are_drawn_as_they_are_likely():
 
 def test_what_is_replaced():
     batch = at_rate(collate(rows(), range(6), VOCABULARY, 0.3), 0.3)
-    positions, labels = batch.masked_positions, batch.labels
+    known = batch.labels != IGNORE_INDEX
+    positions, labels = batch.masked_positions[known], batch.labels[known]
     guesses = labels.clone()
     guesses[::2] = 5 + (labels[::2] - 5 + 1) % 195  # every other one is wrong
-    judged, replaced, counts = corrupt(batch, guesses, config())
+    missing = torch.full((len(known) - len(guesses),), 7)  # where there is nothing to guess
+    judged, replaced, counts = corrupt(batch, torch.cat([guesses, missing]), config())
     assert replaced.nonzero().flatten().tolist() == positions[::2].tolist()
     original = collate(rows(), range(6), VOCABULARY, 0.3).input_ids
     assert torch.equal(judged.input_ids[~replaced], original[~replaced])
