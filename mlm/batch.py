@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+MULTIPLE = 32
+"""What tokens are filled up to a multiple of, where products are computed by oneDNN: it generates
+code for each size that it meets, which can take longer than the product (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,30 @@ def end_to_end(ids: np.ndarray, lengths: np.ndarray) -> Batch:
         position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(ends - lengths, lengths)),
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         max_seqlen=int(lengths.max()),
+    )
+
+
+def filled_up(batch: Batch, token: int) -> Batch:
+    """A multiple of `MULTIPLE` tokens: ``batch`` itself, or with one more sequence at the end.
+
+    Args:
+        batch: T tokens.
+        token: what the sequence consists of, at position 0 throughout.
+
+    >>> filled_up(ragged([[2, 7, 3], [2, 3]]), token=0).cu_seqlens.tolist()
+    [0, 3, 5, 32]
+    """
+    missing = -batch.num_tokens % MULTIPLE
+    if not missing:
+        return batch
+    types = batch.token_type_ids
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, missing), value=token),
+        position_ids=F.pad(batch.position_ids, (0, missing)),
+        cu_seqlens=F.pad(batch.cu_seqlens, (0, 1), value=batch.num_tokens + missing),
+        max_seqlen=max(batch.max_seqlen, missing),
+        token_type_ids=None if types is None else F.pad(types, (0, missing)),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mlm.batch import Batch
+from mlm.batch import MULTIPLE, Batch, filled_up
 from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from mlm.model.dropout import Dropout
@@ -117,7 +117,23 @@ class Encoder(nn.Module):
                 f"{self.config.max_position_embeddings} positions; shorten it or choose another "
                 "model"
             )
-        return self.encode(batch, prepare(batch, backend, weights), states)
+        looked_at = weights is not None or states is not None
+        filled = batch
+        if not looked_at and self._wants_filling(batch):
+            filled = filled_up(batch, self.config.pad_token_id)
+        hidden = self.encode(filled, prepare(filled, backend, weights), states)
+        return hidden if filled is batch else hidden[: batch.num_tokens]
+
+    def _wants_filling(self, batch: Batch) -> bool:
+        """Whether code is generated for each number of tokens, see `MULTIPLE`, so that it pays.
+
+        A gradient has twice as many products of that size; without one, few tokens are better off.
+        """
+        weight = self.embeddings.word.weight
+        low = torch.is_autocast_enabled("cpu") or weight.dtype.itemsize < 4
+        if not low or weight.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return torch.is_grad_enabled() or batch.num_tokens >= 16 * MULTIPLE
 
     def encode(self, batch: Batch, layout: Layout, states: list[Tensor] | None = None) -> Tensor:
         """As `forward`, with the layout of the batch given: (T, D)."""

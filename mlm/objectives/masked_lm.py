@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlm.batch import Batch, end_to_end
+from mlm.batch import MULTIPLE, Batch, end_to_end
 from mlm.data.masking import IGNORE_INDEX, mask_rows
 from mlm.data.masking_units import Joints
 from mlm.data.pairs import Pair
@@ -29,11 +29,6 @@ from mlm.objectives.cross_entropy import (
     summed_cross_entropy,
 )
 from mlm.objectives.sums import Loss, Score
-
-
-# Of masked positions. A CPU's library generates code for each size of a product that it meets, which
-# takes as long as the widest of them, the projection to the vocabulary (benchmarks/LOG.md).
-_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,8 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
         batch: from `collate`.
         rate: share of the ordinary tokens to mask, at most `collate`'s ``max_rate``.
         capacity: a number of masked positions that stands still for `torch.compile`, and that no
-            device has to count; the least multiple of 64 that holds them, if not given.
+            device has to count. Without it there are as many as are taken, and up to a multiple of
+            `MULTIPLE`, since the projection to the vocabulary is the widest product of all.
 
     Returns:
         A batch with masked `input_ids`, and `masked_positions` and `labels` of those alone. At the
@@ -154,7 +150,7 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
     )
     if capacity is None:
         positions, labels = positions[taken], labels[taken]
-        capacity = math.ceil(positions.numel() / _MULTIPLE) * _MULTIPLE
+        capacity = math.ceil(positions.numel() / MULTIPLE) * MULTIPLE
     else:
         positions = torch.where(taken, positions, 0)
         labels = torch.where(taken, labels, IGNORE_INDEX)

@@ -12,6 +12,7 @@ from mlm.errors import UserError
 from mlm.model.config import FAMILIES, SIZES, EncoderConfig, preset
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
+from mlm.model.layout import prepare
 from mlm.model.positions import alibi_slopes
 
 VARIANTS = {
@@ -316,3 +317,60 @@ def test_distance_is_all_that_alibi_knows():
     torch.testing.assert_close(forth, back.flip(0), rtol=1e-4, atol=1e-5)
     alike = encoder(ragged([[5] * 4 + [6]]))
     assert not torch.isclose(alike[0], alike[3]).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_that_is_filled_up_says_the_same(variant):
+    """In bf16 on a CPU products come in a few sizes; what is filled in changes nothing."""
+    encoder = Encoder(VARIANTS[variant])
+    spread(encoder)
+    batch = ragged(sequences())
+    sizes = set()
+    for part in encoder.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.register_forward_hook(lambda _, given, __: sizes.add(len(given[0])))
+    weights = torch.randn(batch.num_tokens, encoder.config.hidden_size)
+
+    def gradients(hidden: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad((hidden.float() * weights).sum(), encoder.parameters())
+        return torch.cat([gradient.flatten() for gradient in found])
+
+    def differs(found: torch.Tensor, wanted: torch.Tensor) -> float:
+        return ((found - wanted).norm() / wanted.norm()).item()
+
+    exact = encoder(batch)  # fp32, as it is
+    assert sizes == {125}
+    sizes.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        filled = encoder(batch)
+        assert sizes == {128}
+        plain = encoder.encode(batch, prepare(batch, None, None))
+    assert filled.shape == exact.shape
+    assert differs(filled, exact) < 1.2 * differs(plain, exact)
+    wanted = gradients(exact)
+    assert differs(gradients(filled), wanted) < 1.2 * differs(gradients(plain), wanted)
+
+
+def test_few_tokens_are_filled_up_only_to_learn_from_them():
+    encoder, batch = Encoder(VARIANTS["modern"]), ragged(sequences())
+    many = ragged(sequences(lengths=(60,) * 9))
+    sizes = []
+    encoder.layers[0].mixer.out.register_forward_hook(
+        lambda _, given, __: sizes.append(len(given[0]))
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        encoder(batch)
+        encoder(many)
+        with torch.enable_grad():
+            encoder(batch)
+    assert sizes == [125, 544, 128]
+
+
+def test_what_is_looked_at_is_not_filled_up():
+    encoder, batch = Encoder(VARIANTS["modern"]), ragged(sequences())
+    weights: list[list[torch.Tensor]] = []
+    states: list[torch.Tensor] = []
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(batch, "reference", weights, states)
+    assert [len(w) for w in weights] == [5, 5]
+    assert {len(state) for state in states} == {125}

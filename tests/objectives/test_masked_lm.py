@@ -42,7 +42,7 @@ def test_a_batch_is_masked_as_its_rows_are_alone(rate):
     assert batch.input_ids.tolist() == np.concatenate(ids).tolist()
     expected = np.concatenate(labels)
     positions, masked = np.flatnonzero(expected != -100), expected[expected != -100]
-    missing = -len(positions) % 64
+    missing = -len(positions) % 32
     assert batch.masked_positions.tolist() == [*positions, *[0] * missing]
     assert batch.labels.tolist() == [*masked, *[IGNORE_INDEX] * missing]
 
