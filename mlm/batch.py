@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MULTIPLE = 32
-"""What tokens are filled up to a multiple of, where products are computed by oneDNN: it generates
-code for each size that it meets, which can take longer than the product (benchmarks/LOG.md)."""
+"""Tokens and masked positions are filled up to multiples of it: in bf16 on a CPU oneDNN generates
+code for each size of a product, which can take longer than that product (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True)

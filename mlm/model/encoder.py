@@ -117,10 +117,9 @@ class Encoder(nn.Module):
                 f"{self.config.max_position_embeddings} positions; shorten it or choose another "
                 "model"
             )
-        looked_at = weights is not None or states is not None
-        filled = batch
-        if not looked_at and self._wants_filling(batch):
-            filled = filled_up(batch, self.config.pad_token_id)
+        bare = weights is None and states is None  # nobody is to see what is filled in
+        fills = bare and self._wants_filling(batch)
+        filled = filled_up(batch, self.config.pad_token_id) if fills else batch
         hidden = self.encode(filled, prepare(filled, backend, weights), states)
         return hidden if filled is batch else hidden[: batch.num_tokens]
 

@@ -9,7 +9,6 @@ Shapes: ``T`` tokens in all, ``M`` candidates or masked positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -150,7 +149,7 @@ def at_rate(batch: Batch, rate: float, capacity: int | None = None) -> Batch:
     )
     if capacity is None:
         positions, labels = positions[taken], labels[taken]
-        capacity = math.ceil(positions.numel() / MULTIPLE) * MULTIPLE
+        capacity = positions.numel() + -positions.numel() % MULTIPLE
     else:
         positions = torch.where(taken, positions, 0)
         labels = torch.where(taken, labels, IGNORE_INDEX)
