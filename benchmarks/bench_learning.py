@@ -58,6 +58,8 @@ RECIPES: dict[str, str] = {
     "replaced tokens": "--objective.name replaced_tokens",
     "cosine": "--optimizer.schedule cosine",
     "linear": "--optimizer.schedule linear",
+    "linear, muon 2e-3": "--optimizer.schedule linear --optimizer.lr 2e-3",
+    "linear, muon 8e-3": "--optimizer.schedule linear --optimizer.lr 8e-3",
     "one cycle": "--optimizer.schedule linear --optimizer.warmup 0.5",
     "batches of 16": "--data.batch_size 16",
     "batches of 64": "--data.batch_size 64",
