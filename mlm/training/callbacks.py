@@ -14,17 +14,22 @@ from mlm.console import say
 from mlm.training.base import SumLossModule
 from mlm.training.datamodule import TimedLoader
 
+# So late in a budget of time only the end is validated, or a validation could outlast the budget.
+_LATE = 0.95
+
 
 class EndOfBudget(Callback):
     """Stops the trainer when the budget is spent or a signal came, at the same step on all ranks.
 
     After the last step Lightning validates once more; after a signal there is no time for that, and
-    a validation that was due is left to `MakeUpValidation`.
+    a validation that was due is left to `MakeUpValidation`. In the last twentieth of a budget of
+    time there is none before the end.
     """
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """A run that was finished before has nothing to go on with."""
         assert isinstance(module, SumLossModule)
+        self._batches = trainer.limit_val_batches
         if module.spent.is_over(module.budget):
             if trainer.is_global_zero:
                 say(f"the budget is spent since step {module.spent.steps}: nothing left to train")
@@ -36,13 +41,13 @@ class EndOfBudget(Callback):
         """Look, after each finished step."""
         assert isinstance(module, SumLossModule)
         over = module.spent.is_over(module.budget)
+        late = module.budget.unit == "seconds" and module.progress > _LATE and not over
         if module.stop_agreed:
             done, interval = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.val_check_batch
-            module.validation_due = over or (interval is not None and done % interval == 0)
-            trainer.limit_val_batches = 0
-            trainer.should_stop = True
-        elif over:
-            trainer.should_stop = True
+            asked = interval is not None and done % interval == 0
+            module.validation_due = over or (asked and not late)
+        trainer.limit_val_batches = 0 if late or module.stop_agreed else self._batches
+        trainer.should_stop |= over or module.stop_agreed
 
 
 class MakeUpValidation(Callback):

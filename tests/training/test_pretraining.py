@@ -128,6 +128,21 @@ def test_a_run_goes_on_from_its_stable_phase_for_longer(pretrain_settings, tmp_p
     assert losses(short)[6] != losses(long)[6]
 
 
+def test_late_in_a_budget_of_time_only_the_end_is_validated(
+    pretrain_settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mlm.training.pretraining.start", lambda *_: 0.0)
+    pretrain(pretrain_settings("--budget 4s --trainer.val_check_interval 2"))
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    seconds = zip(rows["step"], rows["seconds"], strict=True)
+    spent = {step: value for step, value in seconds if value is not None}
+    losses = zip(rows["step"], rows["val/loss"], strict=True)
+    *early, last = [step for step, loss in losses if loss is not None]
+    assert early
+    assert max(spent[step] for step in early) <= 0.95 * 4
+    assert last == max(spent)
+
+
 def test_a_finished_run_is_left_as_it_is(pretrain_settings, tmp_path, capsys):
     pretrain(pretrain_settings("--budget 4steps"))
     before = (tmp_path / "run" / "metrics.csv").read_text()
