@@ -58,6 +58,7 @@ RECIPES: dict[str, str] = {
     "replaced tokens": "--objective.name replaced_tokens",
     "cosine": "--optimizer.schedule cosine",
     "linear": "--optimizer.schedule linear",
+    "cooldown of 60 %": "--optimizer.cooldown 0.6",
     "linear, muon 2e-3": "--optimizer.schedule linear --optimizer.lr 2e-3",
     "linear, muon 8e-3": "--optimizer.schedule linear --optimizer.lr 8e-3",
     "one cycle": "--optimizer.schedule linear --optimizer.warmup 0.5",
