@@ -58,6 +58,7 @@ RECIPES: dict[str, str] = {
     "replaced tokens": "--objective.name replaced_tokens",
     "cosine": "--optimizer.schedule cosine",
     "linear": "--optimizer.schedule linear",
+    "linear, batches of 64": "--optimizer.schedule linear --data.batch_size 64",
     "cooldown of 60 %": "--optimizer.cooldown 0.6",
     "linear, muon 2e-3": "--optimizer.schedule linear --optimizer.lr 2e-3",
     "linear, muon 8e-3": "--optimizer.schedule linear --optimizer.lr 8e-3",
