@@ -59,6 +59,11 @@ RECIPES: dict[str, str] = {
     "cosine": "--optimizer.schedule cosine",
     "linear": "--optimizer.schedule linear",
     "linear, batches of 64": "--optimizer.schedule linear --data.batch_size 64",
+    "linear, batches of 128": "--optimizer.schedule linear --data.batch_size 128",
+    "linear, batches from 32 to 128": "--optimizer.schedule linear --data.batch_size 128"
+    " --data.batch_size_start 32",
+    "linear, batches of 64, silu": "--optimizer.schedule linear --data.batch_size 64"
+    " --model.activation silu",
     "cooldown of 60 %": "--optimizer.cooldown 0.6",
     "linear, muon 2e-3": "--optimizer.schedule linear --optimizer.lr 2e-3",
     "linear, muon 8e-3": "--optimizer.schedule linear --optimizer.lr 8e-3",

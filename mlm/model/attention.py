@@ -216,23 +216,46 @@ def _sdpa(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Te
 
 
 def _pad(qkv: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, 3, N, H) → three (B, N, S, H); filler is 0."""
+    """(T, 3, N, H) → three (B, N, S, H); what fills up may be anything that is finite."""
     sequences = layout.cu_seqlens.numel() - 1
-    if layout.slots is not None:
-        padded = qkv.new_zeros(sequences * layout.max_seqlen, *qkv.shape[1:])
-        qkv = padded.index_copy(0, layout.slots, qkv)
-    query, key, value = qkv.view(sequences, layout.max_seqlen, *qkv.shape[1:]).permute(
-        2, 0, 3, 1, 4
-    )
+    _, _, heads, width = qkv.shape
+    if layout.slots is None or torch.compiler.is_compiling():  # which fuses what it copies
+        if layout.slots is not None:
+            padded = qkv.new_zeros(sequences * layout.max_seqlen, *qkv.shape[1:])
+            qkv = padded.index_copy(0, layout.slots, qkv)
+        shape = sequences, layout.max_seqlen, 3, heads, width
+        query, key, value = qkv.view(shape).permute(2, 0, 3, 1, 4)
+        return query, key, value
+    # One copy into the order in which products want it, and one back.
+    places = layout.places(heads)
+    rows: Tensor = _Place.apply(qkv.reshape(-1, width), places.inward, places.back)
+    query, key, value = rows.view(3, sequences, heads, layout.max_seqlen, width)
     return query, key, value
 
 
 def _unpad(padded: Tensor, layout: Layout) -> Tensor:
     """(B, N, S, H) → (T, N, H)."""
-    flat = padded.transpose(1, 2).flatten(0, 1)
+    _, heads, _, width = padded.shape
     if layout.slots is None:
-        return flat
-    return _take(flat, layout.slots)
+        return padded.transpose(1, 2).flatten(0, 1)
+    if torch.compiler.is_compiling():
+        return padded.transpose(1, 2).flatten(0, 1).index_select(0, layout.slots)
+    outward = layout.places(heads).outward
+    return _take(padded.reshape(-1, width), outward).view(-1, heads, width)
+
+
+class _Place(torch.autograd.Function):
+    """`index_select` of rows that may come more than once, where the gradient of one is all."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradients[0].index_select(0, back), None, None
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:

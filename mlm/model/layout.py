@@ -31,6 +31,18 @@ class Group(NamedTuple):
     """Their own."""
 
 
+class Places(NamedTuple):
+    """Where each head's row of a token stands, unpadded and padded, as int64 to take rows by."""
+
+    inward: Tensor
+    """(3 · B · N · S,): the row of (T, 3, N) for each of (3, B, N, S). What fills a sequence up is
+    its own last token."""
+    back: Tensor
+    """(T · 3 · N,): the row of (3, B, N, S) for each of (T, 3, N)."""
+    outward: Tensor
+    """(T · N,): the row of (B, N, S) for each of (T, N)."""
+
+
 @dataclass
 class Layout:
     """The geometry of a batch; what a path asks for is built when it first does.
@@ -59,6 +71,10 @@ class Layout:
     def slots(self) -> Tensor | None:
         """(T,) int64: each token's place in the padded layout (B · S); None where it is equal."""
         return self._once("slots", self._build_slots)
+
+    def places(self, heads: int) -> Places:
+        """How rows of ``heads`` heads are padded and unpadded; only where `slots` is not None."""
+        return self._once(("places", heads), lambda: self._build_places(heads))
 
     @functools.cached_property
     def groups(self) -> list[Group]:
@@ -132,6 +148,23 @@ class Layout:
         shift = shift - self.cu_seqlens[:-1]
         shift = shift.repeat_interleave(lengths, output_size=self.num_tokens)
         return torch.arange(self.num_tokens, device=device) + shift
+
+    def _build_places(self, heads: int) -> Places:
+        assert self.slots is not None
+        starts, stops = self.cu_seqlens[:-1, None].long(), self.cu_seqlens[1:, None].long()
+        count, device = len(starts), self.cu_seqlens.device
+        place, head = (
+            torch.arange(self.max_seqlen, device=device),
+            torch.arange(heads, device=device),
+        )
+        kind = torch.arange(3, device=device)
+        # A sequence of nothing is filled with whatever token there is.
+        token = torch.minimum(starts + place, stops - 1).clamp(min=0)  # (B, S)
+        inward = (token[:, None] * 3 + kind[:, None, None, None]) * heads + head[:, None]
+        sequence, place = self.slots // self.max_seqlen, self.slots % self.max_seqlen
+        outward = (sequence[:, None] * heads + head) * self.max_seqlen + place[:, None]  # (T, N)
+        back = outward[:, None] + kind[:, None] * (count * heads * self.max_seqlen)
+        return Places(inward.flatten(), back.flatten(), outward.flatten())
 
     def _build_visible(self, window: int | None) -> Tensor | None:
         place = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
