@@ -44,7 +44,7 @@ RECIPES: dict[str, str] = {
     "words begin anywhere": "--objective.start_at_cooccurrences false",
     "the peer's settings": "--model.attention_bias false"
     " --objective.start_at_cooccurrences false --optimizer.name adamw --optimizer.lr 2e-3"
-    " --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01 --optimizer.schedule linear"
+    " --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01 --data.batch_size 32 --model.activation gelu"
     " --data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "frequencies at first": "--objective.start_at_frequencies true",
     "masks 15 %": "--data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
@@ -57,23 +57,16 @@ RECIPES: dict[str, str] = {
     "causal steps": "--objective.name masked_and_causal",
     "replaced tokens": "--objective.name replaced_tokens",
     "cosine": "--optimizer.schedule cosine",
-    "linear": "--optimizer.schedule linear",
-    "linear, batches of 64": "--optimizer.schedule linear --data.batch_size 64",
-    "linear, batches of 128": "--optimizer.schedule linear --data.batch_size 128",
-    "linear, batches from 32 to 128": "--optimizer.schedule linear --data.batch_size 128"
-    " --data.batch_size_start 32",
-    "linear, batches of 64, silu": "--optimizer.schedule linear --data.batch_size 64"
-    " --model.activation silu",
-    "cooldown of 60 %": "--optimizer.cooldown 0.6",
-    "linear, muon 2e-3": "--optimizer.schedule linear --optimizer.lr 2e-3",
-    "linear, muon 8e-3": "--optimizer.schedule linear --optimizer.lr 8e-3",
-    "one cycle": "--optimizer.schedule linear --optimizer.warmup 0.5",
-    "batches of 16": "--data.batch_size 16",
-    "batches of 64": "--data.batch_size 64",
-    "batches from 8": "--data.batch_size_start 8",
-    "sequences of 64": "--data.sequence_length 64 --data.batch_size 64",
+    "stable, cooldown of 30 %": "--optimizer.schedule wsd",
+    "stable, cooldown of 60 %": "--optimizer.schedule wsd --optimizer.cooldown 0.6",
+    "one cycle": "--optimizer.warmup 0.5",
+    "batches of 32": "--data.batch_size 32",
+    "batches of 128": "--data.batch_size 128",
+    "batches from 32 to 128": "--data.batch_size 128 --data.batch_size_start 32",
+    "sequences of 64": "--data.sequence_length 64 --data.batch_size 128",
     "sequences from 32": "--data.sequence_length_start 32",
     "bert": "--model.family bert",
+    "gelu": "--model.activation gelu",
     "no gates": "--model.feed_forward mlp --model.intermediate_size 1024",
     "learned positions": "--model.position learned",
     "alibi": "--model.position alibi",

@@ -58,8 +58,9 @@ MEASURED = (
     Measured(38.5e6, 459e6, 2.033, "12 x 512, 510 seconds of an H200, Wikipedia and reviews"),
 )
 
-# How many optimizer steps those runs took, about; the batch follows from it.
-_STEPS = 6_000
+# Tokens a step grow with the root of the tokens in all, as in https://arxiv.org/abs/2505.13738:
+# 8,192 are best of what was tried at 10 M (LOG.md), and 65,536 were taken at 459 M.
+_STEP_TOKENS, _STEP_TOKENS_AT = 8_192, 10e6
 # The rate that 4 x 256 learns well at; wider layers want less.
 _RATE, _RATE_WIDTH = 4e-3, 256
 # Fewer steps than that are no training.
@@ -119,7 +120,8 @@ class Plan:
 def plan(size: str, config: EncoderConfig, speed: float, seconds: float, length: int) -> Plan:
     """What ``config`` would come to at ``speed`` tokens a second."""
     tokens = speed * seconds
-    rows = 2.0 ** round(math.log2(max(1.0, tokens / _STEPS / length)))
+    step_tokens = _STEP_TOKENS * (tokens / _STEP_TOKENS_AT) ** 0.5
+    rows = 2.0 ** round(math.log2(max(1.0, step_tokens / length)))
     batch = int(min(max(rows, 16), 2048))
     return Plan(
         size,

@@ -129,7 +129,7 @@ class SumLossModule(LightningModule):
         if part == 0:
             options = self.optimizer_options
             factor = learning_rate_factor(
-                options.schedule, self.progress, options.warmup, options.cooldown
+                options.schedule, self.progress, options.warmup, options.cooling
             )
             set_learning_rate(self.trainer.optimizers[0], factor)
 

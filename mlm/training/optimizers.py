@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from mlm.errors import UserError, look_up
 from mlm.training.muon import Muon
 from mlm.training.scaled_adam import ScaledAdam, Steps, as_long_as_the_matrix, shorter_in_leaps
-from mlm.training.schedules import SCHEDULES
+from mlm.training.schedules import COOLING, SCHEDULES
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 _HIGHEST_RATE = 1e6  # far beyond what learns, far below what fp32 holds
+_COOLDOWN = 0.3
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class OptimizerOptions:
     layer_decay: float = 1.0
     """Each layer learns at this share of the rate of what stands above it, the embeddings slowest;
     1 is one rate for all, 0.9 or less spares what a pretrained encoder knows."""
-    schedule: str = "wsd"
-    """`wsd` (warmup, stable, decay by 1 - sqrt), `wsd_linear` (decay in a line), `linear` (with
-    half of the run as warmup it is the one-cycle schedule), `cosine` or `constant`."""
+    schedule: str = "linear"
+    """`linear` (a line down from the peak; with half of the run as warmup it is the one-cycle
+    schedule), `wsd` (warmup, stable, decay by 1 - sqrt: it can go on from its stable phase),
+    `wsd_linear` (decay in a line), `cosine` or `constant`."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises."""
-    cooldown: float = 0.3
-    """Share of the run over which `wsd` and `wsd_linear` fall to 0."""
+    cooldown: float | None = None
+    """Share of the run over which `wsd` and `wsd_linear` fall to 0; null is 0.3 for them."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, by name."""
@@ -65,13 +67,25 @@ class OptimizerOptions:
                 raise UserError(f"optimizer.{name}: {getattr(self, name)} is negative")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optimizer.layer_decay: {self.layer_decay} must lie in (0, 1]")
-        if self.warmup < 0 or self.cooldown < 0 or self.warmup + self.cooldown > 1:
+        if self.cooldown and self.schedule not in COOLING:
             raise UserError(
-                f"optimizer: warmup {self.warmup} and cooldown {self.cooldown} are shares of the "
+                f"optimizer.cooldown: {self.schedule} has none; leave it out, or choose "
+                f"--optimizer.schedule {' or '.join(COOLING)}"
+            )
+        if self.warmup < 0 or self.cooling < 0 or self.warmup + self.cooling > 1:
+            raise UserError(
+                f"optimizer: warmup {self.warmup} and cooldown {self.cooling} are shares of the "
                 "run; neither may be negative and together they may not exceed 1"
             )
         if self.warmup == 1:
             raise UserError("optimizer.warmup: 1 leaves nothing after the warmup; choose less")
+
+    @property
+    def cooling(self) -> float:
+        """The share of the run that cools down: 0 where the schedule has no such phase."""
+        if self.cooldown is None:
+            return _COOLDOWN if self.schedule in COOLING else 0.0
+        return self.cooldown
 
 
 def layer_scale(name: str, layers: int, decay: float) -> float:

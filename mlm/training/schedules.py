@@ -44,6 +44,8 @@ SCHEDULES: dict[str, Shape] = {
     "wsd_linear": _warmup_stable_linear,
     "constant": _constant,
 }
+# Those that have a phase of cooling down.
+COOLING = ("wsd", "wsd_linear")
 
 
 def learning_rate_factor(name: str, progress: float, warmup: float, cooldown: float) -> float:

@@ -163,9 +163,25 @@ def test_frozen_weights_are_in_no_group():
         ({"name": "mun"}, "muon"),
         ({"schedule": "cosin"}, "cosine"),
         ({"lr": 0.0}, "lr"),
-        ({"warmup": 0.8, "cooldown": 0.5}, "exceed"),
+        ({"schedule": "wsd", "warmup": 0.8, "cooldown": 0.5}, "exceed"),
+        ({"schedule": "wsd", "warmup": 0.8}, "exceed"),
+        ({"warmup": 1.1}, "exceed"),
+        ({"schedule": "linear", "cooldown": 0.2}, "linear has none"),
     ],
 )
 def test_mistakes_are_named(changes, named):
     with pytest.raises(UserError, match=named):
         OptimizerOptions(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cooling"),
+    [
+        ({"schedule": "wsd"}, 0.3),
+        ({"schedule": "wsd_linear", "cooldown": 0.6}, 0.6),
+        ({"schedule": "linear", "warmup": 0.9}, 0.0),
+        ({"schedule": "cosine", "cooldown": 0.0}, 0.0),
+    ],
+)
+def test_only_schedules_with_such_a_phase_cool_down(changes, cooling):
+    assert OptimizerOptions(**changes).cooling == cooling

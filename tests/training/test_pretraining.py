@@ -116,8 +116,8 @@ def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
 
 def test_a_run_goes_on_from_its_stable_phase_for_longer(pretrain_settings, tmp_path):
     """A checkpoint from before the cooldown leads to where a longer run would have led."""
-    common = "--optimizer.warmup 0 --data.mlm_probability 0.2 --data.mlm_probability_end 0.2"
-    common += " --checkpoint.every_n_steps 4"
+    common = "--optimizer.schedule wsd --optimizer.warmup 0 --data.mlm_probability 0.2"
+    common += " --data.mlm_probability_end 0.2 --checkpoint.every_n_steps 4"
     short, long, on = (tmp_path / name for name in ("short", "long", "on"))
     pretrain(pretrain_settings(f"{common} --budget 6steps --run_dir {short}"))
     pretrain(pretrain_settings(f"{common} --budget 12steps --run_dir {long}"))
