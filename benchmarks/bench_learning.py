@@ -44,7 +44,8 @@ RECIPES: dict[str, str] = {
     "words begin anywhere": "--objective.start_at_cooccurrences false",
     "the peer's settings": "--model.attention_bias false"
     " --objective.start_at_cooccurrences false --optimizer.name adamw --optimizer.lr 2e-3"
-    " --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01 --data.batch_size 32 --model.activation gelu"
+    " --optimizer.betas [0.9,0.999] --optimizer.weight_decay 0.01 --data.batch_size 32"
+    " --model.activation gelu"
     " --data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
     "frequencies at first": "--objective.start_at_frequencies true",
     "masks 15 %": "--data.mlm_probability 0.15 --data.mlm_probability_end 0.15",
