@@ -63,6 +63,12 @@ def test_more_time_is_worth_a_larger_model():
     )
 
 
+def test_rows_grow_with_the_root_of_the_tokens_and_leave_enough_steps():
+    made = [plan("mini", preset("modern", "mini"), d / 1800, 1800, 128) for d in (1e7, 1.6e8, 6e5)]
+    assert [one.batch_size for one in made] == [64, 256, 16]
+    assert made[-1].steps >= 200
+
+
 def test_sizes_are_tried_until_one_is_worse(store):
     from mlm.data.store import TokenStore
 

@@ -65,12 +65,12 @@ def write(output: str, budget: str, store: str, device: str, best: object) -> No
     """The proposal as a file for `mlm pretrain --config`."""
     from mlm.config_files import to_yaml
     from mlm.files import atomic_file
-    from mlm.planning import Plan
+    from mlm.planning import ACTIVATION, Plan
 
     assert isinstance(best, Plan)
     settings: dict[str, Any] = {
         "budget": budget,
-        "model": {"family": "modern", "size": best.size},
+        "model": {"family": "modern", "size": best.size, "activation": ACTIVATION},
         "data": {"sequence_length": 128, "batch_size": best.batch_size},
         "optimizer": {"name": "muon", "lr": round(best.lr, 6)},
     }

@@ -153,10 +153,8 @@ class Layout:
         assert self.slots is not None
         starts, stops = self.cu_seqlens[:-1, None].long(), self.cu_seqlens[1:, None].long()
         count, device = len(starts), self.cu_seqlens.device
-        place, head = (
-            torch.arange(self.max_seqlen, device=device),
-            torch.arange(heads, device=device),
-        )
+        place = torch.arange(self.max_seqlen, device=device)
+        head = torch.arange(heads, device=device)
         kind = torch.arange(3, device=device)
         # A sequence of nothing is filled with whatever token there is.
         token = torch.minimum(starts + place, stops - 1).clamp(min=0)  # (B, S)
