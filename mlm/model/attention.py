@@ -260,8 +260,6 @@ class _Place(torch.autograd.Function):
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
     """`index_select` of distinct rows: its gradient can be copied, where torch's must add."""
-    if torch.compiler.is_compiling():  # fuses the gradient itself
-        return rows.index_select(0, index)
     taken: Tensor = _Take.apply(rows, index)
     return taken
 

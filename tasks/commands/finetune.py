@@ -16,7 +16,7 @@ from tasks.options import (
 
 # What suits fine-tuning, where pretraining's own default would not.
 _OPTIMIZER = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01, "betas": (0.9, 0.98)}
-_SCHEDULE = {"schedule": "linear", "warmup": 0.06}
+_SCHEDULE = {"warmup": 0.06}
 
 
 def add_arguments(parser: CommandParser) -> None:
