@@ -78,6 +78,8 @@ def in_turns(programs: Sequence[Turn], seconds: float) -> None:
     Raises:
         SystemExit: one did not end well.
     """
+    # Unwinds as Ctrl-C does, so that nobody stays behind, halted for ever.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     running = list(programs)
     while running:
         for program in list(running):

@@ -1,8 +1,10 @@
 """The benchmark scripts start, and the one for GPUs runs in miniature anywhere."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -140,3 +142,30 @@ def test_recipes_learn_in_turns(tmp_path: Path) -> None:
         assert line["curve"][-1][1] == pytest.approx(line["loss"], abs=0.05)
         assert line["recipe"] in printed
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+TWO = """
+import sys, pathlib
+from turns import Turn, in_turns
+place = pathlib.Path(sys.argv[1])
+with Turn(place / "a", [place / "waits.py"], place / "log_a") as a:
+    with Turn(place / "b", [place / "waits.py"], place / "log_b") as b:
+        print(a.process.pid, b.process.pid, flush=True)
+        in_turns([a, b], 0.1)
+"""
+
+
+def test_who_waits_for_a_turn_ends_with_the_others(tmp_path: Path) -> None:
+    (tmp_path / "waits.py").write_text("import time; time.sleep(600)")
+    command = [sys.executable, "-c", TWO, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        children = [int(word) for word in parent.stdout.readline().split()]
+        time.sleep(0.5)
+        parent.terminate()
+    assert len(children) == 2
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
