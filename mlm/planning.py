@@ -36,7 +36,7 @@ _N_EXPONENT, _D_EXPONENT = 0.34, 0.28
 
 
 class Measured(NamedTuple):
-    """A run of our own, of the default recipe, to its end."""
+    """A run of our own, to its end."""
 
     weights: float
     """N."""
@@ -48,14 +48,14 @@ class Measured(NamedTuple):
     """Where it is recorded."""
 
 
-# English text, 16,384 word pieces, rows of 128 tokens; see benchmarks/README.md and LOG.md. The
-# shortest and the largest are of before the rate went down in a line.
+# English text, 16,384 word pieces, rows of 128 tokens; see benchmarks/README.md and LOG.md. All but
+# the two of `wsd` are of a line down.
 MEASURED = (
     Measured(3.21e6, 19.6e6, 3.212, "4 x 256, half an hour of two cores, Wikipedia"),
     Measured(3.21e6, 10.2e6, 3.468, "4 x 256, 20 minutes of a core, GELU, Wikipedia"),
     Measured(3.21e6, 5.36e6, 3.784, "4 x 256, 12 minutes of a core, Wikipedia"),
-    Measured(3.21e6, 1.64e6, 4.482, "4 x 256, 400 steps, Wikipedia"),
-    Measured(38.5e6, 459e6, 2.033, "12 x 512, 510 seconds of an H200, Wikipedia and reviews"),
+    Measured(3.21e6, 1.64e6, 4.482, "4 x 256, 400 steps, GELU, wsd, Wikipedia"),
+    Measured(38.5e6, 459e6, 2.033, "12 x 512, 510 seconds of an H200, GELU, wsd, Wikipedia and reviews"),
 )
 
 # Tokens a step grow with the root of the tokens in all, as in https://arxiv.org/abs/2505.13738:

@@ -13,7 +13,7 @@ class CheckpointOptions:
     """What is kept of a run."""
 
     every_n_steps: int | None = 1000
-    """Save every so many steps; null saves at the end only."""
+    """Save every so many steps; null saves at the end only. Before a cooldown is saved anyway."""
     keep: int = 3
     """How many checkpoints stay; older ones are removed."""
     first: bool = False

@@ -159,7 +159,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
             metrics,
             BudgetProgress(every_n_steps, lambda: metrics.tokens_per_second),
             *guard_callbacks(guards, run_dir, files.load_checkpoint),
-            Checkpoints(run_dir / "checkpoints", **settings["checkpoint"]),
+            Checkpoints(run_dir, **settings["checkpoint"]),
             StopOnSignal(),
             MakeUpValidation(),
         ],

@@ -117,14 +117,16 @@ def test_resume_is_bit_identical(pretrain_settings, tmp_path, workers):
 def test_a_run_goes_on_from_its_stable_phase_for_longer(pretrain_settings, tmp_path):
     """A checkpoint from before the cooldown leads to where a longer run would have led."""
     common = "--optimizer.schedule wsd --optimizer.warmup 0 --data.mlm_probability 0.2"
-    common += " --data.mlm_probability_end 0.2 --checkpoint.every_n_steps 4"
+    common += " --data.mlm_probability_end 0.2 --checkpoint.every_n_steps null"
     short, long, on = (tmp_path / name for name in ("short", "long", "on"))
     pretrain(pretrain_settings(f"{common} --budget 6steps --run_dir {short}"))
     pretrain(pretrain_settings(f"{common} --budget 12steps --run_dir {long}"))
-    stable = short / "checkpoints" / "step_00000004"
+    (stable,) = (short / "before_cooldown").iterdir()
+    assert stable.name == "step_00000004"  # the middle of the next is beyond 70 % of six
     pretrain(pretrain_settings(f"{common} --budget 12steps --run_dir {on} --resume {stable}"))
     after = {step: loss for step, loss in losses(long).items() if step > 4}
     assert losses(on) == after
+    assert [path.name for path in (on / "before_cooldown").iterdir()] == ["step_00000008"]
     assert losses(short)[6] != losses(long)[6]
 
 
