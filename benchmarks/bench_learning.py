@@ -36,6 +36,7 @@ RECIPES: dict[str, str] = {
     "adamw 1e-3": "--optimizer.name adamw --optimizer.lr 1e-3",
     "adamw 2e-3": "--optimizer.name adamw --optimizer.lr 2e-3",
     "adamw 4e-3": "--optimizer.name adamw --optimizer.lr 4e-3",
+    "adamw 8e-3": "--optimizer.name adamw --optimizer.lr 8e-3",
     "stable_adamw 2e-3": "--optimizer.name stable_adamw --optimizer.lr 2e-3",
     "lamb 1e-2": "--optimizer.name lamb --optimizer.lr 1e-2",
     "muon 2e-3": "--optimizer.lr 2e-3",

@@ -22,20 +22,19 @@ def average_models(models: Sequence[str | Path], output: str | Path) -> dict[str
 
     Args:
         models: two model folders or more, of one configuration, head, labels and tokenizer.
-        output: the model folder to write; all but the weights is as in the last of ``models``.
+        output: a place where nothing is yet; all but the weights is as in the last of ``models``.
 
     Returns:
         What is there now: the folder, how many were averaged, and their head.
 
     Raises:
         UserError: fewer than two, a folder that is not like the first one, saying in what, or an
-            ``output`` that is one of them.
+            ``output`` that is there.
     """
     if len(models) < 2:
         raise UserError("models: a mean wants two model folders or more")
-    for model in models:
-        if Path(model).resolve() == Path(output).resolve():
-            raise UserError(f"{output}: is one of the models; choose another --output")
+    if Path(output).exists():
+        raise UserError(f"{output}: is there already; choose another --output")
     first = folder = read_folder(models[0])
     total = {name: tensor.double() for name, tensor in first.state.items()}
     for model in models[1:]:
@@ -60,9 +59,13 @@ def average_models(models: Sequence[str | Path], output: str | Path) -> dict[str
 def _refuse_another_kind(first: ModelFolder, other: ModelFolder) -> None:
     kinds = [
         {
-            "encoder": folder.config,
+            # Dropout and what a fresh model began with are of the training.
+            "encoder": folder.config.replace(
+                hidden_dropout=0.0, attention_dropout=0.0, initializer_range=1.0
+            ),
             "head": folder.head,
             "labels": folder.labels,
+            **{name: folder.info.get(name) for name in ("task", "pooling", "sentence_vectors")},
             "tokenizer": tokenizer_hash(folder.tokenizer),
             "weights": {name: tensor.shape for name, tensor in folder.state.items()},
         }

@@ -146,7 +146,9 @@ def save_folder(
         if labels is not None:
             values["id2label"] = {str(index): label for index, label in enumerate(labels)}
     if head == "sequence_classification":
-        values["problem_type"] = info.get("problem_type", _ONE_OF_SEVERAL)
+        several = _ONE_OF_SEVERAL if labels is None or len(labels) > 1 else None
+        if (problem := info.get("problem_type", several)) is not None:
+            values["problem_type"] = problem
     values["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     values["mlm"] = dict(info)
     text = json.dumps(values, indent=2, ensure_ascii=False)
@@ -316,7 +318,9 @@ def _is_replaceable(directory: Path) -> bool:
     if not directory.is_dir():
         return False
     names = {path.name for path in directory.iterdir()}
-    return not names or {"config.json", "model.safetensors"} <= names
+    # A folder inside is somebody's work: checkpoints of a Trainer, a repository's history.
+    plain = all(path.is_file() for path in directory.iterdir())
+    return not names or (plain and {"config.json", "model.safetensors"} <= names)
 
 
 def _refuse_what_is_no_model(directory: Path) -> None:

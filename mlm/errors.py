@@ -35,3 +35,13 @@ def look_up(table: Mapping[str, T], name: str, setting: str) -> T:
     near = get_close_matches(name, table, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"{setting}: {name!r} is not known; choose one of {', '.join(table)}{hint}")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Refuse a number below 1; None, where it may be left out, passes.
+
+    Raises:
+        UserError: so, by the setting's ``name``.
+    """
+    if value is not None and value < 1:
+        raise UserError(f"{name}: {value} must be at least 1")

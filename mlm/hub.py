@@ -8,7 +8,7 @@ from pathlib import Path
 from mlm.errors import UserError
 
 # Of a repository, only what a model folder needs.
-_FILES = ("*.json", "vocab.txt", "merges.txt", "1_Pooling/config.json")
+_FILES = ("*.json",)
 # The first of these that there is.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
@@ -38,10 +38,7 @@ def model_directory(source: str | Path, weights: bool = True) -> Path:
 def _fetch(name: str, revision: str, weights: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -50,8 +47,7 @@ def _fetch(name: str, revision: str, weights: tuple[str, ...]) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=at, allow_patterns=list(_FILES)))
         for pattern in weights:
-            if not any(folder.glob(pattern)):
-                snapshot_download(name, revision=at, allow_patterns=[pattern])
+            snapshot_download(name, revision=at, allow_patterns=[pattern])
             if any(folder.glob(pattern)):
                 break
     except GatedRepoError:
@@ -60,7 +56,7 @@ def _fetch(name: str, revision: str, weights: tuple[str, ...]) -> Path:
         why = f"has no revision {revision!r} on the Hub"
     except RepositoryNotFoundError:
         why = "no such folder, and no such model on the Hub that you may read"
-    except (LocalEntryNotFoundError, EntryNotFoundError, HFValidationError, OSError):
+    except Exception:  # not there, or what a connection raises, of httpx and of many kinds
         why = "no such folder, and the Hub could not be reached or has no such model; not cached"
     else:
         return folder

@@ -29,7 +29,9 @@ def import_model(source: str | Path, output: str | Path) -> dict[str, Any]:
     if output.exists():
         raise UserError(f"{output}: is there already; choose another --output")
     folder = read_folder(source)
-    info = {**folder.info, "source": str(source)}
+    # A model's name on the Hub, or of a folder the last part: where it lies is nobody's business.
+    name = Path(source).resolve().name if Path(source).exists() else str(source)
+    info = {**folder.info, "source": name}
     if (folder.directory / "modules.json").is_file():
         info["sentence_vectors"] = asdict(sentence_vectors(folder.directory, folder.info))
     save_folder(
@@ -40,12 +42,14 @@ def import_model(source: str | Path, output: str | Path) -> dict[str, Any]:
         tokenizer=folder.tokenizer,
         info=info,
         labels=folder.labels,
-        card=f"Imported with mlm from {source}.",
+        card=f"Imported with mlm from {name}.",
     )
     parameters = sum(tensor.numel() for tensor in folder.state.values())
     return {
         "output": str(output),
-        "class": native_class(folder.config, folder.head, info.get("pooling")).name,
+        "class": native_class(
+            folder.config, folder.head, info.get("pooling"), info.get("layers", 1)
+        ).name,
         "layers": folder.config.num_hidden_layers,
         "hidden_size": folder.config.hidden_size,
         "vocab_size": folder.config.vocab_size,

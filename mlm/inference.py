@@ -22,7 +22,7 @@ from mlm.errors import UserError, look_up
 from mlm.model.heads import MaskedLanguageModel
 from mlm.model.pooling import POOLINGS
 from mlm.sentence_vectors import sentence_vectors
-from mlm.training.precision import resolve_device
+from mlm.training.precision import choose_device
 
 
 class FillMask:
@@ -42,7 +42,7 @@ class FillMask:
     def __init__(self, directory: str | Path, device: str = "auto") -> None:
         folder = read_folder(directory)
         self.tokenizer = folder.tokenizer
-        self.model = build_masked_lm(folder).to(resolve_device(device))
+        self.model = build_masked_lm(folder).to(choose_device(device))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str = "auto") -> Self:
@@ -85,7 +85,7 @@ class Embedder:
         folder = read_folder(directory)
         how = sentence_vectors(folder.directory, folder.info)
         self.tokenizer = folder.tokenizer
-        self.encoder = build_encoder(folder).to(resolve_device(device))
+        self.encoder = build_encoder(folder).to(choose_device(device))
         self.pooling = how.pooling if pooling is None else pooling
         self.normalize = how.normalize if normalize is None else normalize
         self.max_length = how.max_length

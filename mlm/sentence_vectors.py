@@ -27,6 +27,16 @@ _SWITCHES = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 
+# file: the key of the longest text; the first four by the encoder's kind, in older versions
+_LENGTHS = {
+    "sentence_bert_config.json": "max_seq_length",
+    "sentence_roberta_config.json": "max_seq_length",
+    "sentence_distilbert_config.json": "max_seq_length",
+    "sentence_xlm-roberta_config.json": "max_seq_length",
+    "tokenizer_config.json": "model_max_length",
+}
+_NO_LENGTH = int(1e30)  # what transformers writes where there is none
+
 
 @dataclass(frozen=True)
 class SentenceVectors:
@@ -92,13 +102,25 @@ def _read(directory: Path) -> SentenceVectors:
             found["normalize"] = True
         elif kind != "Transformer":
             raise UserError(f"{directory}/modules.json: a {kind} step is not supported")
-    settings = directory / "sentence_bert_config.json"
-    if settings.is_file():
-        length = read_json(settings).get("max_seq_length")
-        if length is not None and (type(length) is not int or length < 2):
-            raise UserError(f"{settings}: max_seq_length {length!r} is not a number of tokens")
-        found["max_length"] = length
-    return SentenceVectors(**found)
+    more = directory / "config_sentence_transformers.json"
+    if more.is_file() and (prompt := read_json(more).get("default_prompt_name")) is not None:
+        raise UserError(
+            f"{more}: default_prompt_name {prompt!r}: no text is put before others here"
+        )
+    return SentenceVectors(max_length=_read_length(directory), **found)
+
+
+def _read_length(directory: Path) -> int | None:
+    """Of sentence-transformers' own file, or of the tokenizer's, where newer versions have it."""
+    for file, key in _LENGTHS.items():
+        settings = directory / file
+        length = read_json(settings).get(key) if settings.is_file() else None
+        if length is None or length == _NO_LENGTH:
+            continue
+        if type(length) is not int or length < 2:
+            raise UserError(f"{settings}: {key} {length!r} is not a number of tokens")
+        return length
+    return None
 
 
 def _modules(path: Path) -> list[tuple[str, str]]:
@@ -119,8 +141,11 @@ def _read_pooling(path: Path) -> str:
         raise UserError(f"{path}: no such file, but modules.json names it")
     values = read_json(path)
     newer = values.get("pooling_mode")
-    modes = [newer] if newer else [mode for mode, key in _SWITCHES.items() if values.get(key)]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
+    if newer:
+        modes = newer if isinstance(newer, list) else [newer]
+    else:
+        modes = [mode for mode, key in _SWITCHES.items() if values.get(key)]
+    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLINGS:
         raise UserError(f"{path}: pooling {modes} is not supported, only {', '.join(POOLINGS)}")
     return str(modes[0])
 

@@ -121,7 +121,9 @@ class Task(abc.ABC):
         check_pooling(pooling)
         check_layers(self.settings.layers, config)
         positions = config.max_position_embeddings
-        length = self.settings.max_length or min(_DEFAULT_MAX_LENGTH, positions)
+        length = self.settings.max_length
+        if length is None:
+            length = min(_DEFAULT_MAX_LENGTH, positions)
         if length > positions:
             raise UserError(
                 f"data.max_length: {length} is beyond the model's {positions} positions; "

@@ -25,7 +25,7 @@ from mlm.training.logging import say
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device, resolve_precision
 from mlm.training.run_directory import choose_checkpoint, write_config
-from mlm.training.trainer import check_trainer, choose_budget
+from mlm.training.trainer import check_trainer, choose_accelerator, choose_budget
 from tasks.base import Task, find_task
 from tasks.encoding import Example
 from tasks.lora import plan_lora
@@ -155,11 +155,15 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         if (value := getattr(model, name)) is not None
     }
     config = folder.config.replace(**changes)
-    if loss.r_drop and not any((model.dropout, config.hidden_dropout, config.attention_dropout)):
+    lora_options = LoraOptions(**settings["lora"])
+    drops = [model.dropout, lora_options.dropout if lora_options.rank else 0.0]
+    if model.freeze != "encoder":  # a frozen part drops nothing
+        drops += [config.hidden_dropout, config.attention_dropout]
+    if loss.r_drop and not any(drops):
         raise UserError(
             "loss.r_drop: without dropout both passes are the same; set model.dropout above 0"
         )
-    lora = plan_lora(LoraOptions(**settings["lora"]), model, folder, config)
+    lora = plan_lora(lora_options, model, folder, config)
     checkpoint = CheckpointOptions(**settings["checkpoint"])
     train, validation = Rows.read(settings["train"]), Rows.read(settings["validation"])
     parts = settings["trainer"]["accumulate_grad_batches"]
@@ -173,6 +177,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
         _warn(line)
     _say_what_is_read(task, {"train": examples, "validation": held_out})
     trainer = dict(settings["trainer"])
+    trainer["accelerator"] = choose_accelerator(trainer["accelerator"])
     device = resolve_device(trainer["accelerator"])
     trainer["precision"] = resolve_precision(trainer["precision"], device)
     if choose_budget(settings["budget"], trainer, len(examples) / data.batch_size) is None:
@@ -217,8 +222,12 @@ def _keep_best(
     best = results[best_of(results, monitor, prepared.task.higher_is_better(monitor))]
     parts = {"model": True, "adapter": prepared.lora, "report": prepared.settings["report"]}
     for name in (name for name, wanted in parts.items() if wanted):
+        source = Path(best["model"]).with_name(name)
+        if not source.is_dir():  # a report that was not wanted yet when that run ended
+            _warn(f"{source}: is not there")
+            continue
         with atomic_folder(run_dir / name) as draft:
-            shutil.copytree(Path(best["model"]).with_name(name), draft, dirs_exist_ok=True)
+            shutil.copytree(source, draft, dirs_exist_ok=True)
     model = {"model": str(run_dir / "model")}
     if len(results) == 1:
         summary = {**best, **model}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlm.batch import Batch, evaluation_tokens, length_batches
-from mlm.training.precision import resolve_device, resolve_precision
+from mlm.training.precision import choose_device, resolve_precision
 from tasks.base import Task
 from tasks.encoding import Example
 from tasks.folders import load_task_folder
@@ -41,8 +41,8 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
-        self.device = resolve_device(device)
-        self.dtype = _AUTOCAST.get(resolve_precision(precision, self.device))
+        self.device = choose_device(device)
+        self.dtype = _AUTOCAST.get(resolve_precision(precision, self.device, "--precision"))
         self.model = model.to(self.device).eval()
         if self.dtype is not None:
             _cast_weights(self.model.encoder, self.dtype)

@@ -122,8 +122,9 @@ class KeepBest(Callback):
         monitor: str,
         higher_is_better: bool = True,
         patience: int | None = None,
+        holds: Callable[[int], bool] = lambda step: True,
     ) -> None:
-        self.save, self.monitor, self.patience = save, monitor, patience
+        self.save, self.monitor, self.patience, self.holds = save, monitor, patience, holds
         self.higher_is_better = higher_is_better
         self.best: float | None = None
         self.best_step: int | None = None
@@ -156,9 +157,17 @@ class KeepBest(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {
+            "monitor": self.monitor,
+            "best": self.best,
+            "best_step": self.best_step,
+            "waited": self.waited,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        """Go on from there; but not where that best was by another metric, or is not here."""
+        step = state_dict["best_step"]
+        if state_dict["monitor"] != self.monitor or step is None or not self.holds(step):
+            return
+        self.best, self.best_step = state_dict["best"], step
         self.waited = state_dict["waited"]

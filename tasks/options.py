@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from mlm.data.processes import check_processes
-from mlm.errors import UserError
+from mlm.errors import UserError, check_count
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -32,7 +32,7 @@ class DataOptions:
     this; by default 0.5. The model folder keeps it for mlm's own commands."""
     max_length: int | None = None
     """Longer inputs are cut to this many tokens, of a pair the longer text first; by default the
-    model's positions, at most 512."""
+    model's positions, at most 512, of questions and contexts 384."""
     truncation: Literal["head", "tail", "both"] | None = None
     """What is kept of a text that is cut: its `head` (the default), its `tail`, or `both`, a
     quarter of the room for the head and the rest for the tail."""
@@ -42,7 +42,7 @@ class DataOptions:
     mlm's own commands; transformers knows neither."""
     stride: int | None = None
     """Tokens that neighbouring windows of a long input share, in tasks that read it in windows; by
-    default a quarter of a window."""
+    default a quarter of a window, of a context a third."""
     negative_column: str | None = None
     """For sentence vectors from pairs without scores: a column with a text that resembles the first
     of the pair and does not belong to it."""
@@ -219,8 +219,8 @@ class CheckpointOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, by name."""
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"checkpoint.patience: {self.patience} must be at least 1, or null")
+        for name in ("every_n_steps", "keep", "patience"):
+            check_count(f"checkpoint.{name}", getattr(self, name))
 
 
 def add_report_precision(parser: jsonargparse.ArgumentParser) -> None:

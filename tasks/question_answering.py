@@ -96,7 +96,8 @@ class QuestionAnswering(WindowTask):
     def settle(self, config: EncoderConfig) -> None:
         """Settle the longest window, by default of 384 tokens, and what neighbours share."""
         length = self.settings.max_length
-        length = length or min(_DEFAULT_MAX_LENGTH, config.max_position_embeddings)
+        if length is None:
+            length = min(_DEFAULT_MAX_LENGTH, config.max_position_embeddings)
         self.settings = replace(self.settings, max_length=length)
         super().settle(config)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -74,7 +74,8 @@ def train_in_processes(jobs: Sequence[Mapping[str, Any]], workers: int) -> list[
         pool = _Processes(Path(drafts), workers)
         with ThreadPoolExecutor(workers) as threads:
             try:
-                list(threads.map(pool.run, jobs))
+                for done in as_completed([threads.submit(pool.run, job) for job in jobs]):
+                    done.result()
             except BaseException:  # also a signal to this process
                 pool.stop()
                 raise

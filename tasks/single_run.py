@@ -19,13 +19,13 @@ from mlm.model.config import EncoderConfig
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
 from mlm.training.callbacks import (
-    Checkpoints,
     EndOfBudget,
     MakeUpValidation,
     StepMetrics,
     StopOnSignal,
 )
 from mlm.training.checkpoint_io import FolderCheckpointIO
+from mlm.training.checkpoints import Checkpoints
 from mlm.training.flops import flops_per_token, peak_flops
 from mlm.training.guards import GuardOptions, guard, guard_callbacks
 from mlm.training.logging import (
@@ -97,6 +97,8 @@ def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
         prepared.lora.put_on(model, task)
         if is_rank_zero():
             say(describe_learning(model))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model.freeze: leaves nothing to learn; freeze fewer layers")
     model.encoder.recompute = settings["activation_checkpointing"]
     module = FineTuningModule(model, task, optimizer, budget, data.batch_size, seed, prepared.lora)
     guards = GuardOptions.of(settings)
@@ -129,20 +131,20 @@ def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
         f"val/{checkpoint.monitor}",
         task.higher_is_better(checkpoint.monitor),
         checkpoint.patience,
+        partial(_holds, run_dir / "model", job["resume"] == "auto"),
     )
     step = resumed_step(start, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, settings, step)
     files = FolderCheckpointIO(save)
     trainer = build_trainer(
         trainer_settings,
-        optimizer,
         [
             EndOfBudget(),
             metrics,
             BudgetProgress(every_n_steps, lambda: metrics.tokens_per_second),
             *guard_callbacks(guards, run_dir, files.load_checkpoint),
             keep_best,
-            Checkpoints(run_dir / "checkpoints", checkpoint.every_n_steps, checkpoint.keep),
+            Checkpoints(run_dir, checkpoint.every_n_steps, checkpoint.keep),
             StopOnSignal(),
             MakeUpValidation(),
         ],
@@ -155,6 +157,7 @@ def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
             "--seeds, --search: several runs are trained on one device; add --trainer.devices 1"
         )
     write_config(run_dir, settings)
+    (run_dir / "results.json").unlink(missing_ok=True)
     with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
         trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
     if keep_best.best_step is None:  # stopped before the first validation
@@ -177,11 +180,19 @@ def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
         "collapsed": task.collapsed(answered.decisions, answered.targets),
         **answered.scores(),
     }
-    write_json(run_dir / "results.json", result)
     if settings["report"]:
         report(prepared, answered, run_dir, loggers, step)
     close_loggers(loggers)
+    write_json(run_dir / "results.json", result)  # last: a run that has them is finished
     return result
+
+
+def _holds(model: Path, repeats: bool, step: int) -> bool:
+    """Whether a model folder is of ``step``; or of a later one, to which the run comes again."""
+    if not (model / "config.json").is_file():
+        return False
+    known = int(read_json(model / "config.json")["mlm"]["steps"])
+    return known == step or (repeats and known > step)
 
 
 class _ModelSaver:

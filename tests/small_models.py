@@ -64,7 +64,7 @@ def save_masked_lm(directory, config: EncoderConfig, **more: object) -> dict[str
     return state
 
 
-def save_classifier(directory, **changes: object) -> None:
+def save_classifier(directory, pooling: str = "cls", **changes: object) -> None:
     """Save a random classifier of two labels, as `mlm finetune` does."""
     config = small_config("bert", **changes)
     generator = torch.Generator().manual_seed(0)
@@ -81,6 +81,6 @@ def save_classifier(directory, **changes: object) -> None:
         head="sequence_classification",
         state=state | {f"encoder.{k}": v for k, v in encoder.items()},
         tokenizer=tokenizer(),
-        info={"task": "text_classification", "text_column": ["text"], "pooling": "cls"},
+        info={"task": "text_classification", "text_column": ["text"], "pooling": pooling},
         labels=["no", "yes"],
     )

@@ -55,6 +55,18 @@ def test_a_classifier_stays_one(tmp_path):
     assert found.info["task"] == "text_classification"
 
 
+def test_how_they_were_trained_does_not_matter(tmp_path):
+    one, other = folder(tmp_path / "a", 0), folder(tmp_path / "b", 1, hidden_dropout=0.3)
+    assert average(one, other, output=tmp_path / "mean") == 0
+
+
+def test_another_pooling_is_another_kind(tmp_path, capsys):
+    for name, pooling in (("a", "cls"), ("b", "mean")):
+        save_classifier(tmp_path / name, pooling)
+    assert average(tmp_path / "a", tmp_path / "b", output=tmp_path / "mean") == 2
+    assert "has another pooling than" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [({"num_hidden_layers": 2}, "encoder"), ({"family": "modern"}, "encoder")],
@@ -73,7 +85,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     before = read_folder(one).state
     for models, output, named in (
         ([one], tmp_path / "mean", "two model folders or more"),
-        ([one, other], one, "is one of the models"),
+        ([one, other], one, "is there already"),
         ([one, tmp_path / "missing"], tmp_path / "mean", "missing"),
     ):
         assert average(*models, output=output) == 2

@@ -155,6 +155,13 @@ def test_what_is_not_a_model_is_never_replaced(tmp_path):
     with pytest.raises(UserError, match="something other than a model"):
         save_masked_lm(tmp_path / "thesis.tex", small_config("modern"))
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    trained = tmp_path / "trained"
+    save_masked_lm(trained, small_config("modern"))
+    save_masked_lm(trained, small_config("modern"))
+    save_masked_lm(trained / "checkpoint-500", small_config("modern"))
+    with pytest.raises(UserError, match="something other than a model"):
+        save_masked_lm(trained, small_config("modern"))
+    assert (trained / "checkpoint-500" / "model.safetensors").is_file()
 
 
 def test_saving_checks_what_reading_would(tmp_path):

@@ -128,6 +128,27 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("mixer", ["fourier", "lstm"])
+def test_layers_that_mix_filler_in_have_no_graph(mixer, tmp_path, capsys):
+    save_masked_lm(tmp_path / "m", small_config("bert", attention=(mixer, "global")))
+    words = ["export", "--model", str(tmp_path / "m"), "--format", "onnx"]
+    assert main([*words, "--output", str(tmp_path / "onnx")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{mixer} layers have no graph" in line
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu", "gpux"])
+def test_a_device_that_is_not_here_is_one_line(device, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    save_masked_lm(tmp_path / "m", small_config("bert"))
+    (tmp_path / "text.txt").write_text("the cat sat on the mat")
+    words = ["evaluate", "--model", str(tmp_path / "m"), "--data", str(tmp_path / "text.txt")]
+    assert main([*words, "--device", device]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--device" in line
+    assert device in line
+
+
 class FakeApi:
     """What of `HfApi` is called, without a network; keeps what was uploaded."""
 
@@ -213,7 +234,7 @@ def test_what_has_no_task_has_no_scores(tmp_path, capsys):
         ("", "say what to export to"),
         ("--format onnx", "belong together"),
         ("--output x --push_to_hub a/b", "belong together"),
-        ("--data x.csv --push_to_hub a/b", "only --format onnx"),
+        ("--data x.csv --push_to_hub a/b", "--data: is of --format onnx"),
     ],
 )
 def test_half_a_wish_is_refused(words, message, tmp_path, capsys):

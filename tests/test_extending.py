@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import TEXTS, save_masked_lm, small_config, tokenizer
+from tokenizers import normalizers, pre_tokenizers
 
 from mlm.checkpoint import build_masked_lm, read_folder
 from mlm.cli import main
@@ -89,3 +90,18 @@ def test_what_is_no_list_of_words_is_refused(content, message, tmp_path):
         (tmp_path / "w.txt").write_text(content)
     with pytest.raises(UserError, match=message):
         read_words(tmp_path / "w.txt")
+
+
+def test_ideographs_that_the_normalizer_parts_are_one_token_when_added():
+    old = tokenizer("wordpiece")
+    old.normalizer = normalizers.BertNormalizer()
+    old.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    word = "\u9ad8\u8840\u538b"
+    new = extend_tokenizer(old, [word])
+    assert extends(new, old)
+    assert len(new.encode(f"the {word}", add_special_tokens=False).ids) == 2
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_a_word(tmp_path):
+    (tmp_path / "words.txt").write_text("\ufeffcatmat\n", encoding="utf-8")
+    assert read_words(tmp_path / "words.txt") == ["catmat"]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from mlm.cli import main
 from mlm.data.prepare import PrepareOptions, prepare
@@ -102,6 +103,7 @@ def test_a_plan_is_a_config_that_trains(store, tmp_path, capsys):
         (["--budget", "1s"], "the least; give more"),
         (["--budget", "1h", "--probe", "0"], "--probe: 0"),
         (["--budget", "soon"], "--budget 'soon'"),
+        (["--budget", "1h", "--accelerator", "tpu"], "--accelerator: 'tpu' is not known"),
     ],
 )
 def test_mistakes_are_named(store, tmp_path, words, named, capsys):
@@ -111,3 +113,17 @@ def test_mistakes_are_named(store, tmp_path, words, named, capsys):
     assert main(["plan", *place, *words]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_what_is_not_there_or_too_small_is_named(store, monkeypatch, capsys):
+    words = ["plan", "--store", str(store), "--budget", "1h", "--probe", "0.3"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*words, "--accelerator", "gpu"]) == 2
+    assert "--accelerator: gpu is not here" in capsys.readouterr().err
+
+    def nothing_fits(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("mlm.planning.measured_speed", nothing_fits)
+    assert main(words) == 2
+    assert "not even the smallest size fits" in capsys.readouterr().err

@@ -15,20 +15,22 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     add("--budget", type=str, required=True, metavar="30min|1h", help="the time to be planned")
     add("--probe", type=float, default=60.0, metavar="SECONDS", help="to measure for, in all")
     add("--output", type=str, default=None, metavar="FILE", help="the YAML file to write")
-    add("--accelerator", type=str, default="auto", help="cpu, gpu or auto")
+    add("--accelerator", type=str, default="auto", help="cpu, gpu (cuda) or auto")
 
 
 def run(args: jsonargparse.Namespace) -> None:
     """Measure, say what each size would come to, and print the best as JSON."""
     from dataclasses import asdict
 
+    import torch
+
     from mlm.console import duration, say
     from mlm.data.store import TokenStore
-    from mlm.errors import UserError
+    from mlm.errors import UserError, look_up
     from mlm.memory import keep_freed_memory
     from mlm.planning import MEASURED, fit, largest_error, plans
     from mlm.training.budget import parse_budget
-    from mlm.training.precision import resolve_device, resolve_precision
+    from mlm.training.precision import resolve_precision
 
     keep_freed_memory()
     budget = parse_budget(args.budget)
@@ -36,9 +38,11 @@ def run(args: jsonargparse.Namespace) -> None:
         raise UserError(f"--budget: {args.budget} is no time; plan wants one, as in 30min or 1h")
     if not 0 < args.probe <= 3600:
         raise UserError(f"--probe: {args.probe} must lie above 0, and be at most 3600")
-    device = resolve_device(args.accelerator)
-    if device == "mps":
-        device = "cpu"
+    has_cuda = torch.cuda.is_available()
+    kinds = {"auto": "cuda" if has_cuda else "cpu", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+    device = look_up(kinds, args.accelerator, "--accelerator")
+    if device == "cuda" and not has_cuda:
+        raise UserError(f"--accelerator: {args.accelerator} is not here; choose cpu, or auto")
     bf16 = resolve_precision("auto", device).startswith("bf16")
     store = TokenStore.open(args.store)
     found = []
@@ -48,6 +52,8 @@ def run(args: jsonargparse.Namespace) -> None:
             f"{one.size:<6}  {one.tokens_per_second:>11,.0f} tokens/s  {one.tokens / 1e6:>9,.1f} M "
             f"tokens  {one.steps:>6,} steps of {one.batch_size} rows  loss {one.loss:.2f}"
         )
+    if not found:
+        raise UserError(f"--accelerator: not even the smallest size fits in the memory of {device}")
     best = min(found, key=lambda one: one.loss)
     law = fit()
     passes = best.tokens / store.split("train").num_tokens

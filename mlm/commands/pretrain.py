@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 from mlm.arguments import CommandParser, add_activation_checkpointing, add_model_path, settings
 
 
-@dataclass(frozen=True)
-class CheckpointOptions:
-    """What is kept of a run."""
-
-    every_n_steps: int | None = 1000
-    """Save every so many steps; null saves at the end only. Before a cooldown is saved anyway."""
-    keep: int = 3
-    """How many checkpoints stay; older ones are removed."""
-    first: bool = False
-    """Save the model before its first step too, as step 0, and keep it."""
-
-
 def add_arguments(parser: CommandParser) -> None:
     """The options of ``mlm pretrain``."""
     from mlm.objectives.table import ObjectiveOptions
+    from mlm.training.checkpoints import CheckpointOptions
     from mlm.training.compiling import Mode
     from mlm.training.data_options import DataOptions
     from mlm.training.guards import GuardOptions
@@ -75,15 +64,15 @@ def _add_encoder_arguments(parser: CommandParser) -> None:
     """A preset by family and size, and every field of the encoder on top of it."""
     from docstring_parser import parse_from_object
 
-    from mlm.model.config import FAMILIES, SIZES, EncoderConfig
+    from mlm.model.config import FAMILIES, NOT_CHOSEN, SIZES, EncoderConfig
 
     parser.add_argument("--model.family", default="modern", help=" or ".join(FAMILIES), type=str)
     parser.add_argument("--model.size", default="base", help=", ".join(SIZES), type=str)
     hints = get_type_hints(EncoderConfig)
     help_texts = {p.arg_name: p.description for p in parse_from_object(EncoderConfig).params}
     for field in fields(EncoderConfig):
-        if field.name == "vocab_size" or field.name.endswith("_token_id"):
-            continue  # the store's tokenizer says
+        if field.name in NOT_CHOSEN:
+            continue
         parser.add_argument(
             f"--model.{field.name}",
             type=hints[field.name] | None,

@@ -67,7 +67,7 @@ def read_pieces(sources: Sequence[str], rules: Rules) -> Iterator[Piece]:
             yield from _in_pieces(read_hub(source, rules), counts)
             continue
         path, before = Path(source), counts.source_bytes
-        yield from _in_pieces(READERS[_kind(path)](path, rules), counts)
+        yield from _in_pieces(READERS[kind_of(path)](path, rules), counts)
         counts.source_bytes = before + path.stat().st_size
 
 
@@ -91,7 +91,7 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[str, ...]:
             sources += map(str, found)
         elif not path.exists():
             raise UserError(f"{name}: no such file or folder")
-        elif _kind(path) not in READERS:
+        elif kind_of(path) not in READERS:
             raise UserError(f"{name}: unknown kind of corpus file; {_KNOWN_KINDS}")
         else:
             sources.append(name)
@@ -112,12 +112,17 @@ def _walk(folder: Path, above: set[Path]) -> list[Path]:
             continue
         if entry.is_dir():
             found += [] if entry.resolve() in above else _walk(entry, above)
-        elif _kind(entry) in READERS:
+        elif kind_of(entry) in READERS:
             found.append(entry)
     return found
 
 
-def _kind(path: Path) -> str:
+def has_columns(source: str) -> bool:
+    """Whether a source is a table, or a set from the Hub."""
+    return source.startswith("hub:") or kind_of(Path(source)) not in ("", ".txt")
+
+
+def kind_of(path: Path) -> str:
     """The ending that tells a reader, without that of the compression."""
     endings = Path(path.name.lower()).suffixes or [""]
     if endings[-1] not in OPENERS:

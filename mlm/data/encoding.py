@@ -35,7 +35,7 @@ _REMEMBERED = 1 << 22
 # A code point that Unicode reserves for programs' own use parts the words of one encoding.
 _PARTING = "\ufdd0"
 
-_LAST_OF_SPACES = re.compile(" (?! )")
+_BEFORE_VISIBLE = re.compile(r" (?=\S)")
 
 
 class Encoded(NamedTuple):
@@ -170,11 +170,12 @@ def _words(text: str) -> list[str]:
 
 
 def _with_spaces(text: str) -> list[str]:
-    """``text`` cut before the last space of each run of spaces; that space is left out.
+    """``text`` cut before each space that something visible follows; that space is left out.
 
-    What stands at the start, with no space before it, is marked by one.
+    What stands at the start, with no space before it, is marked by one. A space by itself may be
+    cut at whatever follows; of several before a line's end the tokenizer makes one piece.
     """
-    words = text.split(" ") if "  " not in text else _LAST_OF_SPACES.split(text)
+    words = text.split(" ") if "  " not in text else _BEFORE_VISIBLE.split(text)
     words[0] = " " + words[0]
     return words
 

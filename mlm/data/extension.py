@@ -19,7 +19,7 @@ def read_words(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     for number, line in enumerate(lines, start=1):
@@ -41,6 +41,9 @@ def extend_tokenizer(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
     normalizer = extended.normalizer
     for word in words:
         shown = normalizer.normalize_str(word) if normalizer is not None else word
+        # The library does it again where it looks for them: BERT's would part ideographs twice.
+        if normalizer is not None and normalizer.normalize_str(shown) != shown:
+            shown = word
         if extended.token_to_id(shown) is None:
             extended.add_tokens([AddedToken(shown, single_word=True, normalized=True)])
     return extended

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from mlm.data.corpus import kind_of
 from mlm.data.store import sha256
 from mlm.data.tokenizer import tokenizer_hash
 from mlm.errors import UserError
@@ -77,6 +78,6 @@ def _is_same(old: dict[str, Any], source: str) -> bool:
     if all(old.get(key) == value for key, value in new.items()):
         return True
     # Moved or touched perhaps; another ending would be read in another way.
-    endings = [Path(name).suffixes for name in (old["name"], source)]
-    same_kind = old.get("bytes") == new.get("bytes") and endings[0] == endings[1]
+    kinds = [kind_of(Path(name)) for name in (old["name"], source)]
+    same_kind = old.get("bytes") == new.get("bytes") and kinds[0] == kinds[1]
     return same_kind and "bytes" in new and old["sha256"] == content_hash(source)

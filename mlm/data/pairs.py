@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # pairs are read where there is no such library, too
     from tokenizers import Tokenizer
 
 _ENDINGS = frozenset(".!?…。\uff01\uff1f")  # the last two are the wide ! and ? of Chinese
+# As vocabularies of bytes spell those that are not ASCII: a printable character for each byte.
+_SPELLED = {"âĢ¦": "…", "ãĢĤ": "。", "ï¼ģ": "\uff01", "ï¼Ł": "\uff1f"}
 _MARKS = ("##", "Ġ", "▁", "</w>")  # what tokenizers write where words begin or go on
 # So far beyond the place drawn in another document its next sentence is looked for.
 _SEARCHED = 64
@@ -43,6 +45,8 @@ def sentence_endings(tokenizer: Tokenizer, size: int) -> np.ndarray:
     for token, place in tokenizer.get_vocab().items():
         for mark in _MARKS:
             token = token.replace(mark, "")
+        for spelled, ending in _SPELLED.items():
+            token = token.replace(spelled, ending)
         found[place] = bool(token) and _ENDINGS.issuperset(token)
     return found
 

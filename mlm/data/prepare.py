@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mlm import __version__
-from mlm.data.corpus import Piece, find_sources, read_pieces
+from mlm.data.corpus import Piece, find_sources, has_columns, read_pieces
 from mlm.data.encoding import Encoded, encode_batches, id_type
 from mlm.data.extension import extend_tokenizer, read_words
 from mlm.data.held_out import HeldOut, plan
@@ -25,6 +25,7 @@ from mlm.data.sample import take_sample
 from mlm.data.store import SPLITS, TokenStore, read_manifest
 from mlm.data.store_writer import SplitWriter, building, new_store
 from mlm.data.tokenizer import (
+    check_vocab_size,
     load_tokenizer,
     num_ids,
     save_tokenizer,
@@ -74,7 +75,7 @@ class PrepareOptions:
     num_processes: int | None = None
     """Tokenising processes; by default one for each core."""
     seed: int = 0
-    """Decides which documents are held out."""
+    """Decides which documents are held out, and which a vocabulary is learned from."""
 
 
 _OF_NEW_TOKENIZERS = {"vocab_size", "tokenizer_kind", "lowercase", "strip_accents"}
@@ -98,6 +99,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     """
     _check(options)
     sources = find_sources(options.corpus)
+    if options.text_column != PrepareOptions.text_column and not any(map(has_columns, sources)):
+        raise UserError("text_column: no source is a table; leave it out")
     tokenizer = _given_tokenizer(options)
     output = Path(options.output)
     with building(output.absolute(), lambda: say(f"{output}: being prepared; waiting")):
@@ -122,6 +125,10 @@ def _check(options: PrepareOptions) -> None:
         raise UserError(f"seed: {options.seed} does not fit in 64 bits")
     if options.add_tokens is not None and options.tokenizer is None:
         raise UserError("add_tokens: extends a tokenizer; say which one with --tokenizer")
+    if options.tokenizer is None:
+        check_vocab_size(options.tokenizer_kind, options.vocab_size)
+    if not Path(options.output).absolute().name:
+        raise UserError(f"output: {options.output} is no place for a store; give a folder's name")
     for field in fields(options) if options.tokenizer is not None else ():
         if field.name in _OF_NEW_TOKENIZERS and getattr(options, field.name) != field.default:
             raise UserError(f"{field.name}: the tokenizer given has its own; leave this out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -107,7 +108,7 @@ def building(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
             # Whoever held it may have taken the name away: then the lock is on nothing.
             if os.fstat(descriptor).st_nlink:
                 try:
-                    for remains in path.parent.glob(f".{path.name}.tmp-*"):
+                    for remains in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
                         shutil.rmtree(remains)
                     yield
                 finally:

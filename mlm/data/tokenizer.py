@@ -105,12 +105,8 @@ def train_tokenizer(
     Raises:
         UserError: an unknown ``kind``, or a ``vocab_size`` too small for it or beyond reason.
     """
-    learn = look_up(KINDS, kind, "tokenizer kind")
-    least = len(ROLES) + (20 if kind == "wordpiece" else 256)
-    if vocab_size < least:
-        raise UserError(f"vocab_size: {vocab_size} is too small; {kind} needs {least} or more")
-    if vocab_size > _MOST_TOKENS:
-        raise UserError(f"vocab_size: {vocab_size} is too large; {_MOST_TOKENS} is the most")
+    check_vocab_size(kind, vocab_size)
+    learn = KINDS[kind]
     steps: list[Any] = []
     if strip_accents:  # decompose, drop the marks, and compose again what else came apart
         steps += [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
@@ -314,12 +310,22 @@ def num_ids(tokenizer: Tokenizer) -> int:
     return int(max(tokenizer.get_vocab(with_added_tokens=True).values())) + 1
 
 
+def check_vocab_size(kind: str, vocab_size: int) -> None:
+    """Refuse what `train_tokenizer` cannot learn, by a `UserError`."""
+    look_up(KINDS, kind, "tokenizer kind")
+    least = len(ROLES) + (20 if kind == "wordpiece" else 256)
+    if vocab_size < least:
+        raise UserError(f"vocab_size: {vocab_size} is too small; {kind} needs {least} or more")
+    if vocab_size > _MOST_TOKENS:
+        raise UserError(f"vocab_size: {vocab_size} is too large; {_MOST_TOKENS} is the most")
+
+
 def treatment_of_spaces(tokenizer: Tokenizer) -> str | None:
     """Whether texts can be tokenised word by word, their ids joined.
 
     Returns:
         `dropped`: a text's ids are those of what stands between its spaces and line ends. `kept`:
-        they are those of its stretches from the last space of one run of spaces to that of the
+        they are those of its stretches from one space that something visible follows to the
         next. None: who knows; it is known of what `train_tokenizer` makes, and of BERT's own.
     """
     parts = json.loads(tokenizer.to_str())

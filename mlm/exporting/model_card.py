@@ -24,16 +24,19 @@ def find_run(model: Path) -> Path | None:
     return None
 
 
-def model_card(folder: ModelFolder, licence: str | None, name: str) -> str:
+def model_card(folder: ModelFolder, licence: str | None, name: str, shown: Path) -> str:
     """Markdown with the Hub's front matter.
 
     Args:
         folder: the model.
         licence: the Hub's word for it, such as `mit`; None leaves the field out.
         name: the card's title.
+        shown: the folder that the card is for: the model's, or what was made of it.
     """
-    readme = folder.directory / "README.md"
-    front, body = _split(readme)
+    own = shown / "README.md"
+    front, body = _split(own if own.is_file() else folder.directory / "README.md")
+    if not (shown / "model.safetensors").is_file():
+        front.pop("library_name", None)
     if licence is not None:
         front["license"] = licence
     parts = [f"# {name}", body]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mlm.batch import Batch
 from mlm.errors import UserError
 from mlm.files import atomic_folder
+from mlm.model.config import WINDOWED
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.model.layout import Layout
@@ -59,6 +60,10 @@ class PaddedEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
+        config = encoder.config
+        for kind in {config.layer_attention(i) for i in range(config.num_hidden_layers)}:
+            if kind not in WINDOWED:  # they would mix filler into the texts
+                raise UserError(f"--format onnx: {kind} layers have no graph for padded texts")
         self.encoder = encoder
         self.config = encoder.config
 

@@ -40,7 +40,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place, "model")
         shutil.copytree(directory, copy)
-        card = model_card(folder, licence, repository.rpartition("/")[2])
+        card = model_card(folder, licence, repository.rpartition("/")[2], directory)
         (copy / "README.md").write_text(card, encoding="utf-8")
         try:
             api = HfApi()
@@ -58,7 +58,7 @@ def push_to_hub(
                 f"--push_to_hub {repository}: the Hub refused ({status}); is the name right, and "
                 "may your token write there?"
             ) from None
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # what a connection raises is of httpx, and of many kinds
             why = str(error).partition("\n")[0]
             raise UserError(f"--push_to_hub: the Hub cannot be reached ({why})") from None
     return f"https://huggingface.co/{repository}"

@@ -54,6 +54,7 @@ def attend(
         window,
         torch.is_grad_enabled(),
         layout.slopes is not None,
+        first.shape[-1],
     )
     if isinstance(qkv, tuple):
         if backend == "varlen":
@@ -74,15 +75,18 @@ def choose_backend(
     window: int | None = None,
     learns: bool = True,
     sloped: bool = False,
+    width: int = 64,
 ) -> str:
     """The name of the path that `attend` takes.
 
-    ``learns`` where gradients are wanted, ``sloped`` where scores fall with distance (ALiBi).
-    What is fastest was measured: see benchmarks/LOG.md.
+    ``learns`` where gradients are wanted, ``sloped`` where scores fall with distance (ALiBi),
+    ``width`` of a head. What is fastest was measured: see benchmarks/LOG.md.
     """
     sixteen = dtype in (torch.float16, torch.bfloat16)
     windowed = window is None or _WINDOWS_IN_VARLEN
-    if device == "cuda" and sixteen and dropout == 0.0 and windowed and not sloped:
+    # The kernel wants such widths, and a GPU that has bf16: fp16 is what older ones compute in.
+    has_kernel = dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
+    if device == "cuda" and has_kernel and dropout == 0.0 and windowed and not sloped:
         return "varlen"
     if device != "cpu":
         return "sdpa"
@@ -100,10 +104,11 @@ def backend_names(
     max_seqlen: int,
     windows: Iterable[int | None],
     sloped: bool = False,
+    width: int = 64,
 ) -> str:
     """The paths that training takes in layers of these windows, for people; `none` without any."""
     common = device, dtype, dropout, max_seqlen
-    found = (choose_backend(*common, window, sloped=sloped) for window in windows)
+    found = (choose_backend(*common, w, sloped=sloped, width=width) for w in windows)
     return " and ".join(dict.fromkeys(found)) or "none"
 
 

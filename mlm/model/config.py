@@ -28,6 +28,11 @@ _SIZES = {
 # What may mix tokens, and how many D × D matrices of weights it has.
 WINDOWED = ("global", "local")  # that is attention
 MATRICES = {"global": 4, "local": 4, "fourier": 0, "lstm": 6}
+# Fields that pretraining is not told: the tokenizer says, or the family's classifiers.
+NOT_CHOSEN = {
+    *("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
+    "pooler",
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class EncoderConfig:
     """Standard deviation of the initial weights. With learned positions words are longer at first,
     so that they weigh as much as their places; see neighbours.py."""
     pad_token_id: int = 0
-    """Id of [PAD]; ragged batches never hold it, but saved configs name it."""
+    """Id of [PAD]; what stands where a ragged batch is filled up to a round size."""
     cls_token_id: int = 2
     """Id of [CLS]."""
     sep_token_id: int = 3

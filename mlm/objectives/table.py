@@ -22,6 +22,8 @@ from mlm.objectives.replaced_tokens import ReplacedTokenDetector
 from mlm.objectives.sums import Loss, Score, Second
 
 _CAUSAL = 0x63617573
+# Settings that are shares, and which objective has them.
+_SHARES = {"generator_depth": "replaced_tokens", "causal_share": "masked_and_causal"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class ObjectiveOptions:
     weight: float | None = None
     """Of the second loss, a mean of its own, beside that of the masked tokens. By default 1 for
     pairs and 50 for `replaced_tokens`."""
-    generator_depth: float = 0.5
-    """The generator's layers, as a share of the encoder's; for `replaced_tokens`."""
-    causal_share: float = 0.0625
-    """The share of causal steps; for `masked_and_causal`."""
+    generator_depth: float | None = None
+    """The generator's layers, as a share of the encoder's; for `replaced_tokens`, null is 0.5."""
+    causal_share: float | None = None
+    """The share of causal steps; for `masked_and_causal`, where null is 1/16."""
     start_at_frequencies: bool = False
     """Whether a fresh head begins with guessing each token as often as the store has it, or all
     alike. Beside `start_at_cooccurrences`, whose words guess already, it won nothing."""
@@ -53,10 +55,22 @@ class ObjectiveOptions:
             raise UserError(f"objective.weight: {self.weight} must be at least 0, and below 1e6")
         if self.weight is not None and OBJECTIVES[self.name].weight is None:
             raise UserError(f"objective.weight: {self.name} has no second loss; leave it out")
-        for name in ("generator_depth", "causal_share"):
+        for name, objective in _SHARES.items():
             value = getattr(self, name)
-            if not 0 < value <= 1:
+            if value is not None and self.name != objective:
+                raise UserError(
+                    f"objective.{name}: {self.name} has none; leave it out, or choose "
+                    f"--objective.name {objective}"
+                )
+            if value is not None and not 0 < value <= 1:
                 raise UserError(f"objective.{name}: {value} must lie above 0, and be at most 1")
+
+    @property
+    def causal(self) -> float:
+        """The share of causal steps."""
+        if self.name != _SHARES["causal_share"]:
+            return 0.0
+        return 1 / 16 if self.causal_share is None else self.causal_share
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,6 @@ class Objective:
     """Of the second loss; None where there is none."""
     negatives: str | None = None
     """What is a pair that does not follow, see `mlm.data.pairs.PairReader`; None: no pairs."""
-    has_causal_steps: bool = False
-    """Whether some steps predict the next token, see `masked_and_causal`."""
     head: str = "masked_lm"
     """The head of the model folders that are left."""
     masked_lm_of: Callable[[Any], MaskedLanguageModel] = lambda model: model
@@ -99,7 +111,7 @@ def _detector(model: MaskedLanguageModel, options: ObjectiveOptions) -> nn.Modul
 
 OBJECTIVES: dict[str, Objective] = {
     "masked_lm": Objective(_plain),
-    "masked_and_causal": Objective(_plain, has_causal_steps=True),
+    "masked_and_causal": Objective(_plain),
     "sentence_order": Objective(
         _paired,
         pair_order.loss,
@@ -131,7 +143,13 @@ OBJECTIVES: dict[str, Objective] = {
 
 def generator_layers(config: EncoderConfig, options: ObjectiveOptions) -> int:
     """The depth of the generator beside an encoder: at least a layer."""
-    return max(1, round(config.num_hidden_layers * options.generator_depth))
+    depth = 0.5 if options.generator_depth is None else options.generator_depth
+    return max(1, round(config.num_hidden_layers * depth))
+
+
+def is_causal(options: ObjectiveOptions, seed: int, step: int) -> bool:
+    """Whether a step is read causally, on all ranks."""
+    return mix(seed, _CAUSAL, step) < options.causal * 2**64
 
 
 def prepared(
@@ -151,11 +169,10 @@ def prepared(
         rate: of masking.
         capacity: see `masked_lm.at_rate`.
         seed: of the run.
-        step: its number, which decides on all ranks whether it is causal.
+        step: its number, see `is_causal`.
         sep: id of [SEP].
     """
-    is_causal = mix(seed, _CAUSAL, step) < options.causal_share * 2**64
-    if OBJECTIVES[options.name].has_causal_steps and is_causal:
+    if is_causal(options, seed, step):
         return masked_and_causal.causal(batch, sep)
     return masked_lm.at_rate(batch, rate, capacity)
 
@@ -167,7 +184,7 @@ def check_objective(options: ObjectiveOptions, config: EncoderConfig) -> None:
         UserError: so.
     """
     others = [kind for kind in config.attention if kind not in WINDOWED]
-    if OBJECTIVES[options.name].has_causal_steps and others:
+    if options.causal and others:
         raise UserError(
             f"objective.name: {options.name} needs attention, but model.attention has {others[0]}, "
             "which always sees every token"

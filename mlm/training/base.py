@@ -80,6 +80,11 @@ class SumLossModule(LightningModule):
         """Whether a signal has cut short, or left out, what was to be validated at this step."""
         self.step_metrics: dict[str, float] = {}
         """What the last finished step had, over all ranks and micro-batches."""
+        self.kind_of_step = ""
+        """Of the last finished one: only losses of one kind can be compared."""
+        # All are constants; DDP would send them in validation too, of which ranks have unequal
+        # shares, and wait.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._constant = 1.0 / expected_count
         self._factor = 1.0  # of the step's gradients, see `gradient_factor`
 
@@ -108,13 +113,14 @@ class SumLossModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock and an empty tally."""
+        is_first = self.global_rank == 0
+        if is_first:
+            self.clock.start(self.spent.steps, self.spent.seconds)
         if not self.spent.steps:  # only the first rank knows what went by before
-            before = self.spent.before if self.global_rank == 0 else 0.0
+            before = self.clock.read(0) if is_first else 0.0
             told = torch.tensor(before, dtype=torch.float64, device=self.device)
             seconds = float(all_reduce_sum(told))
             self.spent = Spent(seconds=seconds, before=seconds)
-        if self.global_rank == 0:
-            self.clock.start(self.spent.steps, self.spent.seconds)
         self._start_tally()
 
     def _start_tally(self) -> None:

@@ -90,8 +90,8 @@ class Spent:
     def progress(self, budget: Budget) -> float:
         """The share of ``budget`` spent in the middle of the coming step, in [0, 1].
 
-        The middle, so that the first step learns something and the last one too; its length is
-        taken to be the mean of the steps so far.
+        The middle, so that the last step learns something; its length is taken to be the mean of
+        the steps so far, and 0 where there are none and the budget is no number of steps.
         """
         used, amount = float(getattr(self, budget.unit)), budget.amount
         if budget.unit == "seconds":

@@ -1,10 +1,9 @@
-"""What happens beside the steps: the end of the budget, signals, checkpoints, throughput."""
+"""What happens beside the steps: the end of the budget, signals, throughput."""
 
 from __future__ import annotations
 
 import signal
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -110,58 +109,6 @@ class StopOnSignal(Callback):
     ) -> None:
         """Put the former handlers back."""
         self.on_train_end(trainer, module)
-
-
-class Checkpoints(Callback):
-    """Saves every ``every_n_steps`` steps and at the end, and keeps the last ``keep``.
-
-    It saves when the next batch begins: by then the step's validation is done and logged. Where the
-    rate begins to cool down one more is saved beside them, ``before_cooldown/step_…``, which stays:
-    from there a run can go on for longer.
-    """
-
-    def __init__(
-        self, run_dir: Path, every_n_steps: int | None, keep: int, first: bool = False
-    ) -> None:
-        self.directory, self.stable = run_dir / "checkpoints", run_dir / "before_cooldown"
-        self.every_n_steps, self.keep, self.first = every_n_steps, keep, first
-        self._saved: int | None = None
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """What a run starts from needs no saving, unless it is wanted for comparison."""
-        self._saved = trainer.global_step
-        self._cooling = _is_cooling(module)
-        if self.first and trainer.global_step == 0:
-            self._save(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Save if the step before this batch was due, or the last of the stable phase."""
-        every = self.every_n_steps
-        if every and trainer.global_step % every == 0 and self._saved != trainer.global_step:
-            self._save(trainer)
-        if not self._cooling and _is_cooling(module):
-            self._cooling = True
-            trainer.save_checkpoint(self.stable / f"step_{trainer.global_step:08d}")
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save the end of the run."""
-        if self._saved != trainer.global_step:
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        self._saved = trainer.global_step
-        trainer.save_checkpoint(self.directory / f"step_{trainer.global_step:08d}")
-        saved = sorted(self.directory.glob("step_*"))
-        if self.first and saved[0].name == "step_00000000":
-            saved = saved[1:]
-        for old in saved[: -self.keep]:
-            trainer.strategy.remove_checkpoint(old)
-
-
-def _is_cooling(module: LightningModule) -> bool:
-    assert isinstance(module, SumLossModule)
-    share = module.optimizer_options.cooling
-    return share > 0 and module.progress >= 1 - share
 
 
 class StepMetrics(Callback):

@@ -28,11 +28,11 @@ class Clock:
         self._readings: dict[int, float] = {}
 
     def start(self, steps: int, seconds: float) -> None:
-        """Go on after ``steps`` steps that took ``seconds``; later readings will be repeated."""
+        """Go on after ``steps`` steps that took ``seconds``; readings from there on will repeat."""
         self._began = time.monotonic() - seconds
         if self.path is None:
             return
-        self._readings = {step: read for step, read in _read(self.path).items() if step > steps}
+        self._readings = {step: read for step, read in _read(self.path).items() if step >= steps}
         # A reading that was killed while it was written would run into the next line.
         with atomic_file(self.path) as draft:
             draft.write_text("".join(_line(*reading) for reading in self._readings.items()))
@@ -48,7 +48,7 @@ class Clock:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
             try:
                 os.write(descriptor, _line(step, seconds).encode())
-                os.fdatasync(descriptor)
+                _sync(descriptor)
             finally:
                 os.close(descriptor)
         return seconds
@@ -57,6 +57,9 @@ class Clock:
         """The run is complete: nothing will be repeated."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+_sync = getattr(os, "fdatasync", os.fsync)  # macOS has no other
 
 
 def _line(step: int, seconds: float) -> str:

@@ -30,8 +30,8 @@ class DataOptions:
     sequence_length_start: int | None = None
     """Tokens in a sequence when training starts, as many of them in all; they rise to
     sequence_length over `ramp`. null: all of them."""
-    ramp: float = 0.3
-    """Share of the budget over which the two sizes above rise in a line."""
+    ramp: float | None = None
+    """Share of the budget over which the two sizes above rise in a line; null is 0.3 for them."""
     mlm_probability: float = 0.3
     """Share of the ordinary tokens that are masked when training starts."""
     masking: str = "token"
@@ -64,7 +64,12 @@ class DataOptions:
                 )
         if not 0 <= self.mask_rarity <= 1:
             raise UserError(f"data.mask_rarity: {self.mask_rarity} must lie in [0, 1]")
-        if not 0 < self.ramp <= 1:
+        if self.ramp is not None and not self.is_ramped:
+            raise UserError(
+                "data.ramp: no size rises; leave it out, or give --data.batch_size_start or "
+                "--data.sequence_length_start"
+            )
+        if not 0 < self.rising <= 1:
             raise UserError(f"data.ramp: {self.ramp} must lie above 0, and be at most 1")
         check_processes("data.num_workers", self.num_workers)
 
@@ -72,6 +77,11 @@ class DataOptions:
     def is_ramped(self) -> bool:
         """Whether a size rises."""
         return self.batch_size_start is not None or self.sequence_length_start is not None
+
+    @property
+    def rising(self) -> float:
+        """The share of the budget over which they rise."""
+        return 0.3 if self.ramp is None else self.ramp
 
 
 @dataclass(frozen=True)

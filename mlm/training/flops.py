@@ -76,8 +76,7 @@ def objective_flops(
     options: ObjectiveOptions, config: EncoderConfig, lengths: np.ndarray, masked: float
 ) -> float:
     """Training FLOPs a token of an objective, its small heads left out; ``masked`` is the share."""
-    if OBJECTIVES[options.name].has_causal_steps:
-        masked += options.causal_share * (1 - masked)
+    masked += options.causal * (1 - masked)  # causal steps predict at every place
     if OBJECTIVES[options.name].head == "masked_lm":
         return flops_per_token(config, lengths, masked)
     generator = config.replace(num_hidden_layers=generator_layers(config, options))

@@ -22,6 +22,7 @@ from pytorch_lightning import Callback
 from mlm.console import say
 from mlm.errors import RunError, UserError
 from mlm.training.base import SumLossModule
+from mlm.training.checkpoint_io import latest_checkpoint
 from mlm.training.clock import Clock
 from mlm.training.run_directory import LOCK, is_rank_zero
 from mlm.training.spikes import WatchSpikes
@@ -125,9 +126,13 @@ def _with_smaller_pieces(settings: dict[str, Any]) -> dict[str, Any] | None:
     if settings["on_oom"] == "stop" or not alone or settings["data"]["batch_size"] % pieces:
         return None
     say(f"out of memory; going on with --trainer.accumulate_grad_batches {pieces}")
+    begins = settings["resume"]
+    # A run that went on from a checkpoint elsewhere, and has saved none, begins there again.
+    if begins == "never" or latest_checkpoint(Path(settings["run_dir"]) / "checkpoints"):
+        begins = "auto"
     return settings | {
         "trainer": trainer | {"accumulate_grad_batches": pieces},
-        "resume": "auto",
+        "resume": begins,
     }
 
 

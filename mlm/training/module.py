@@ -16,7 +16,7 @@ from mlm.errors import UserError
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
-from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, prepared
+from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, is_causal, prepared
 from mlm.training.base import SumLossModule, Sums
 from mlm.training.batches import VALIDATION_RATE
 from mlm.training.budget import Budget
@@ -93,10 +93,10 @@ class PretrainingModule(SumLossModule):
         """As many of a batch's rows, and in pieces so long, as the present progress allows."""
         data, progress = self.data, self.progress
         if self._ranks is not None:
-            rows = ramped(data.batch_size_start, data.batch_size, progress, data.ramp)
+            rows = ramped(data.batch_size_start, data.batch_size, progress, data.rising)
             batch = with_rows(batch, self._ranks < rows)
         length = ramped_length(
-            data.sequence_length_start, data.sequence_length, progress, data.ramp
+            data.sequence_length_start, data.sequence_length, progress, data.rising
         )
         if length == data.sequence_length:
             return batch
@@ -139,6 +139,7 @@ class PretrainingModule(SumLossModule):
             spare = 0 if self.data.masking == "token" else LONGEST_UNIT
             capacity = rows * (math.ceil(self.data.sequence_length * highest) + spare)
         step, sep = self.spent.steps, self.config.sep_token_id
+        self.kind_of_step = "causal" if is_causal(self.objective_options, self.seed, step) else ""
         batch = prepared(
             batch, self.objective_options, self.masking_rate, capacity, self.seed, step, sep
         )

@@ -18,6 +18,9 @@ from mlm.training.schedules import COOLING, SCHEDULES
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
+# Output maps of heads: a row is a class or a token.
+_OUTPUTS = ("classifier.weight", "decoder.weight")
+
 _HIGHEST_RATE = 1e6  # far beyond what learns, far below what fp32 holds
 _COOLDOWN = 0.3
 
@@ -132,7 +135,7 @@ def parameter_groups(
             continue
         decay = weight_decay if parameter.ndim >= 2 else 0.0
         kind, split = "adamw", 1
-        if matrices == "muon" and name in linear and not name.endswith("classifier.weight"):
+        if matrices == "muon" and name in linear and not name.endswith(_OUTPUTS):
             kind = "muon"
             # A wide weight is a stack of square or gate matrices, each orthogonal in its own right.
             split = {"qkv.weight": 3}.get(".".join(name.split(".")[-2:]), 1)

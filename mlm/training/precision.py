@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mlm.errors import look_up
+from mlm.errors import UserError, look_up
 
 # Names on the command line → names that Lightning takes.
 PRECISIONS: dict[str, str] = {
@@ -18,17 +18,18 @@ PRECISIONS: dict[str, str] = {
 }
 
 
-def resolve_precision(precision: str, device: str) -> str:
+def resolve_precision(precision: str, device: str, setting: str = "trainer.precision") -> str:
     """Lightning's name for ``precision``; `auto` is bf16 where there are bf16 matrix instructions.
 
     Args:
         precision: a key of `PRECISIONS`.
         device: `cpu`, `cuda` or `mps`.
+        setting: where it was said.
 
     Raises:
         UserError: an unknown name.
     """
-    name = look_up(PRECISIONS, str(precision), "trainer.precision")
+    name = look_up(PRECISIONS, str(precision), setting)
     if name != "auto":
         return name
     return "bf16-mixed" if has_bf16(device) else "32-true"
@@ -44,10 +45,27 @@ def has_bf16(device: str) -> bool:
     return False
 
 
+def choose_device(device: str) -> str:
+    """The device type that ``--device`` means.
+
+    Raises:
+        UserError: no such word, or none is here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    names = ("auto", "cpu", "gpu", *there)
+    found = resolve_device(look_up(dict.fromkeys(names, device), device, "--device"))
+    if not there.get(found, True) or (device == "gpu" and found == "cpu"):
+        raise UserError(f"--device: {device} is not here; choose cpu, or auto")
+    return found
+
+
 def resolve_device(accelerator: str) -> str:
-    """The device type that Lightning's ``accelerator`` means on this machine."""
-    if accelerator in ("auto", "gpu"):
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    return accelerator
+    """The device type that an ``accelerator`` means on this machine.
+
+    `auto` leaves Apple's GPUs alone: they lack operations and 64-bit numbers that are used here.
+    """
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator == "gpu" and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu" if accelerator in ("auto", "gpu") else accelerator

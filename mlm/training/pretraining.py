@@ -20,7 +20,7 @@ from mlm.extending import extend_vocabulary
 from mlm.huggingface import native_class
 from mlm.memory import keep_freed_memory
 from mlm.model.attention import backend_names
-from mlm.model.config import EncoderConfig, preset
+from mlm.model.config import NOT_CHOSEN, EncoderConfig, preset
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
@@ -28,13 +28,13 @@ from mlm.training.anomaly import naming_anomalies
 from mlm.training.batches import check_pairs, row_lengths
 from mlm.training.budget import Spent, check_budget
 from mlm.training.callbacks import (
-    Checkpoints,
     EndOfBudget,
     MakeUpValidation,
     StepMetrics,
     StopOnSignal,
 )
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
+from mlm.training.checkpoints import CheckpointOptions, Checkpoints
 from mlm.training.compiling import check_compile
 from mlm.training.data_options import DataOptions, Share
 from mlm.training.datamodule import PretrainingDataModule
@@ -54,7 +54,12 @@ from mlm.training.run_directory import (
     write_config,
 )
 from mlm.training.starting import check_start, start
-from mlm.training.trainer import build_trainer, check_trainer, choose_budget
+from mlm.training.trainer import (
+    build_trainer,
+    check_trainer,
+    choose_accelerator,
+    choose_budget,
+)
 
 
 def pretrain(settings: dict[str, Any]) -> dict[str, float]:
@@ -80,10 +85,17 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     data = DataOptions(**settings["data"])
     optimizer = OptimizerOptions(**settings["optimizer"])
     objective = ObjectiveOptions(**settings["objective"])
+    kept = CheckpointOptions(**settings["checkpoint"])
     negatives = OBJECTIVES[objective.name].negatives
     trainer_settings = dict(settings["trainer"])
     check_trainer(trainer_settings)
+    if isinstance(interval := trainer_settings["val_check_interval"], float):
+        raise UserError(
+            f"trainer.val_check_interval: {interval} is a share of an epoch, and pretraining has "
+            "none; give a whole number of steps"
+        )
     check_seed(settings["seed"])
+    trainer_settings["accelerator"] = choose_accelerator(trainer_settings["accelerator"])
     device = resolve_device(trainer_settings["accelerator"])
     precision = resolve_precision(trainer_settings["precision"], device)
     trainer_settings["precision"] = precision
@@ -100,7 +112,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
 
     store = TokenStore.open(settings["store"])
     check_pairs(store, data.sequence_length, negatives)
-    rows = num_rows(store.split("train").ends, data.sequence_length)
+    # What stands between the two of a pair takes a place of each row.
+    rows = num_rows(store.split("train").ends, data.sequence_length - bool(negatives))
     budget = choose_budget(settings["budget"], trainer_settings, rows / data.batch_size)
     if budget is None:
         raise UserError("say how long the run is: --budget 30min, 2e9tokens or 2000steps")
@@ -120,8 +133,8 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         "model": {"path": settings["model"]["path"], **_describe(settings["model"], model.config)},
         "trainer": trainer_settings,
     }
-    for name in ("vocab_size", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
-        resolved["model"].pop(name)  # the store's tokenizer says
+    for name in set(resolved["model"]) & NOT_CHOSEN:
+        resolved["model"].pop(name)
     _say_what_runs(model.config, device, precision, data, objective, bool(compile))
 
     module = PretrainingModule(
@@ -153,13 +166,12 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     files = FolderCheckpointIO(save)
     trainer = build_trainer(
         trainer_settings,
-        optimizer,
         [
             EndOfBudget(),
             metrics,
             BudgetProgress(every_n_steps, lambda: metrics.tokens_per_second),
             *guard_callbacks(guards, run_dir, files.load_checkpoint),
-            Checkpoints(run_dir, **settings["checkpoint"]),
+            Checkpoints(run_dir, kept.every_n_steps, kept.keep, kept.first),
             StopOnSignal(),
             MakeUpValidation(),
         ],
@@ -170,7 +182,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     check_budget(budget, step_tokens, step_tokens * token_flops / peak / trainer.world_size)
     Share(0, trainer.world_size, accumulation).check(data)
     if not trained and checkpoint is None and is_rank_zero():  # the other ranks get its weights
-        module.spent = Spent(before=start(model, store, objective, seed))
+        module.spent = Spent(seconds=start(model, store, objective, seed))
     write_config(run_dir, resolved)
     with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -256,7 +268,8 @@ def _say_what_runs(
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     windows = config.attention_windows()
     common = device, dtype, config.attention_dropout, data.sequence_length
-    paths = backend_names(*common, windows, config.position == "alibi")
+    width = config.hidden_size // config.num_attention_heads
+    paths = backend_names(*common, windows, config.position == "alibi", width)
     native = native_class(config, OBJECTIVES[objective.name].head)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -57,6 +57,11 @@ def resumed_step(checkpoint: Path | None, resume: str) -> int | None:
     """The step that a run goes on from: 0 where `auto` found no checkpoint, None for a new run."""
     if checkpoint is None:
         return 0 if resume == "auto" else None
+    return step_of(checkpoint)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("step_"))
 
 

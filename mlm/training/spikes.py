@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ class SpikeDetector:
 class WatchSpikes(Callback):
     """Says and logs every spike, and goes back to the last checkpoint where that is wanted.
 
-    Going back takes weights and optimizer from there, but the run's steps and rows go on: so the
-    rows since the checkpoint, which the spike is among, are not seen again.
+    Steps of each kind are compared with their own: causal ones have another loss. Going back takes
+    weights and optimizer from there, but the run's steps and rows go on: so the rows since the
+    checkpoint, which the spike is among, are not seen again.
 
     Args:
         checkpoints: where they are; None only records.
@@ -56,7 +58,7 @@ class WatchSpikes(Callback):
 
     def __init__(self, checkpoints: Path | None, load: Callable[[Path], dict[str, Any]]) -> None:
         self.checkpoints, self.load = checkpoints, load
-        self.detector = SpikeDetector()
+        self.detectors: defaultdict[str, SpikeDetector] = defaultdict(SpikeDetector)
         self._step = 0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -66,8 +68,9 @@ class WatchSpikes(Callback):
         if step == self._step or "train/loss" not in module.step_metrics:
             return
         self._step = step
-        loss, mean = module.step_metrics["train/loss"], self.detector.mean
-        if not self.detector.sees_spike(loss):
+        detector = self.detectors[module.kind_of_step]
+        loss, mean = module.step_metrics["train/loss"], detector.mean
+        if not detector.sees_spike(loss):
             return
         for logger in trainer.loggers:
             logger.log_metrics({"spike": loss - mean}, step=step)
@@ -89,10 +92,13 @@ class WatchSpikes(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know, to judge alike."""
-        found = self.detector
-        return {"mean": found.mean, "variance": found.variance, "count": found.count}
+        return {
+            kind: {"mean": found.mean, "variance": found.variance, "count": found.count}
+            for kind, found in self.detectors.items()
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        for name, value in state_dict.items():
-            setattr(self.detector, name, value)
+        for kind, values in state_dict.items():
+            for name, value in values.items():
+                setattr(self.detectors[kind], name, value)

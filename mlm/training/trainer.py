@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -16,7 +17,6 @@ from mlm.data.processes import check_processes
 from mlm.errors import UserError
 from mlm.training.budget import Budget, parse_budget
 from mlm.training.guards import REFUSALS
-from mlm.training.optimizers import OptimizerOptions
 from mlm.training.precision import resolve_device
 
 # Where runs want something else than Lightning's defaults.
@@ -76,7 +76,6 @@ def _clock_budget(text: str) -> Budget:
 
 def build_trainer(
     settings: dict[str, Any],
-    optimizer: OptimizerOptions,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     checkpoint_io: CheckpointIO,
@@ -86,7 +85,6 @@ def build_trainer(
     Args:
         settings: everything under `trainer`, with `precision` resolved. An integer
             `val_check_interval` counts optimizer steps.
-        optimizer: checked against the strategy.
         callbacks: of the run.
         loggers: of the run.
         checkpoint_io: writes and reads checkpoints.
@@ -95,7 +93,6 @@ def build_trainer(
         UserError: settings that contradict each other, or that Lightning refuses.
     """
     settings = dict(settings)
-    _check_fsdp(settings, optimizer)
     accumulation = settings["accumulate_grad_batches"]
     if isinstance(settings["val_check_interval"], int):
         settings["val_check_interval"] *= accumulation
@@ -150,18 +147,25 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     clip = settings["gradient_clip_val"]
     if clip is not None and clip < 0:
         raise UserError(f"trainer.gradient_clip_val: {clip} is negative; null clips nothing")
+    if "fsdp" in str(settings["strategy"]):
+        raise UserError(
+            "trainer.strategy: fsdp cuts the weights into shards, from which no model can be saved "
+            "here; choose --trainer.strategy ddp"
+        )
 
 
-def _check_fsdp(settings: dict[str, Any], optimizer: OptimizerOptions) -> None:
-    if "fsdp" not in str(settings["strategy"]):
-        return
-    if optimizer.name != "adamw":
+def choose_accelerator(accelerator: str) -> str:
+    """What is told to Lightning, whose own `auto` takes Apple's GPUs, see `resolve_device`.
+
+    Raises:
+        UserError: one of those is asked for.
+    """
+    device = resolve_device(accelerator)
+    if device == "mps":
         raise UserError(
-            f"trainer.strategy: fsdp cuts matrices into shards, and {optimizer.name} needs them "
-            "whole; choose --optimizer.name adamw or --trainer.strategy ddp"
+            f"trainer.accelerator: {accelerator} is a GPU without 64-bit numbers here, which the "
+            "sums over a step need; choose cpu"
         )
-    if settings["gradient_clip_val"]:
-        raise UserError(
-            "trainer.gradient_clip_val: fsdp cannot clip by norm; set it to null or choose "
-            "--trainer.strategy ddp"
-        )
+    if accelerator == "auto" and torch.backends.mps.is_available():
+        return device
+    return accelerator

@@ -91,6 +91,7 @@ def run(args: Any) -> None:
                 if pretrained
                 else f"--{name}: is for a report; say where with --report"
             )
+    _refuse_unused(args, pretrained)
     scores = evaluate_pretrained(args) if pretrained else evaluate_task(args)
     print(as_json(scores))
     if args.output is not None:
@@ -125,14 +126,17 @@ def evaluate_task(args: Any) -> dict[str, float]:
     }
     rows = tables["data"]
     examples = task.examples(rows, predictor.tokenizer)  # mistakes before warnings
+    for table in tables.values():  # also what labels they have that the model does not know
+        task.inputs(table)
+        task.targets(table)
     for line in task.remarks(rows):
         say(f"warning: {line}")
     if args.report is None:
         values = predictor.compute(examples)
     else:
         values = report(args, predictor, tables, examples)
-    for name, table in task.tables(values).items():
-        print(f"{name.replace('_', ' ')}:\n{as_text(table)}", file=sys.stderr)
+    for name, lines in task.tables(values).items():
+        print(f"{name.replace('_', ' ')}:\n{as_text(lines)}", file=sys.stderr)
     return {name: float(value) for name, value in values.items() if value.ndim == 0}
 
 
@@ -170,6 +174,23 @@ def report(
     return found.metrics
 
 
+def _refuse_unused(args: Any, pretrained: bool) -> None:
+    """Refuse options that the other kind of model has."""
+    if not pretrained:
+        if args.data.sequence_length is not None:
+            raise UserError("--data.sequence_length: only for a pretrained model; leave it out")
+        return
+    unused = {
+        "--precision": args.precision != "fp32",
+        "--task": args.task is not None,
+        "--data.label_column": args.data.label_column is not None,
+        "--data.text_column": isinstance(args.data.text_column, list),
+    }
+    for name, is_given in unused.items():
+        if is_given:
+            raise UserError(f"{name}: a pretrained model takes fp32, one column and no labels")
+
+
 def evaluate_pretrained(args: Any) -> dict[str, float]:
     """A pretrained model's masked loss on a token store's validation split or on text files."""
     from mlm.checkpoint import build_masked_lm, read_folder
@@ -178,11 +199,13 @@ def evaluate_pretrained(args: Any) -> dict[str, float]:
     from mlm.data.tokenizer import num_ids, special_ids
     from mlm.objectives.masked_lm import Vocabulary
     from mlm.training.evaluation import evaluate_masked_lm
-    from mlm.training.precision import resolve_device
+    from mlm.training.precision import choose_device
 
     folder, path = read_folder(args.model.path), Path(args.data.path)
     longest = folder.config.max_position_embeddings
-    length = args.data.sequence_length or min(128, longest)
+    length = args.data.sequence_length
+    if length is None:
+        length = min(128, longest)
     if not 8 <= length <= longest:
         raise UserError(
             f"--data.sequence_length: {length} must lie between 8 and the model's {longest} "
@@ -195,12 +218,11 @@ def evaluate_pretrained(args: Any) -> dict[str, float]:
         split = store.split("validation")
         characters = store.manifest["splits"]["validation"]["characters"]
     else:
-        column = args.data.text_column if isinstance(args.data.text_column, str) else "text"
-        split = TextSplit(path, folder.tokenizer, column)
+        split = TextSplit(path, folder.tokenizer, args.data.text_column or "text")
         characters = split.characters
     special, size = special_ids(folder.tokenizer), num_ids(folder.tokenizer)
     vocabulary = Vocabulary(size, special.cls, special.sep, special.mask, special.ids)
-    model = build_masked_lm(folder).to(resolve_device(args.device))
+    model = build_masked_lm(folder).to(choose_device(args.device))
     return evaluate_masked_lm(model, split, vocabulary, characters, length)
 
 

@@ -55,8 +55,7 @@ def run(args: jsonargparse.Namespace) -> None:
         raise UserError("say what to export to: --format onnx|sentence-transformers, --push_to_hub")
     if (args.format is None) != (args.output is None):
         raise UserError("--format and --output belong together; give both or neither")
-    if args.data.path is not None and args.format != "onnx":
-        raise UserError("--data: only --format onnx has something to compare on it; leave it out")
+    _refuse_unused(args)
     folder = read_folder(args.model.path)
     found: dict[str, Any] = {}
     directory = folder.directory
@@ -70,6 +69,21 @@ def run(args: jsonargparse.Namespace) -> None:
 
         found["url"] = push_to_hub(directory, folder, args.push_to_hub, args.license, args.private)
     print(as_json(found))
+
+
+def _refuse_unused(args: jsonargparse.Namespace) -> None:
+    """Refuse options of another format than the one asked for."""
+    onnx, vectors = args.format == "onnx", args.format == "sentence-transformers"
+    for name, is_given, is_used, where in (
+        ("--data", args.data.path is not None, onnx, "--format onnx"),
+        ("--int8", args.int8, onnx, "--format onnx"),
+        ("--pooling", args.pooling is not None, vectors, "--format sentence-transformers"),
+        ("--normalize", args.normalize is not None, vectors, "--format sentence-transformers"),
+        ("--license", args.license is not None, args.push_to_hub is not None, "--push_to_hub"),
+        ("--private", args.private, args.push_to_hub is not None, "--push_to_hub"),
+    ):
+        if is_given and not is_used:
+            raise UserError(f"{name}: is of {where}; leave it out")
 
 
 def _export(args: jsonargparse.Namespace, folder: ModelFolder, output: Path) -> dict[str, Any]:

@@ -30,18 +30,19 @@ def bag_of_words(texts: Sequence[str], targets: Sequence[Any], asked: Sequence[s
 
     Args:
         texts: to learn from.
-        targets: their classes, of two kinds at least.
+        targets: their classes.
         asked: to classify.
 
     Returns:
-        One of ``targets`` for each of ``asked``; the commonest where ``texts`` have no words.
+        One of ``targets`` for each of ``asked``; the commonest where ``texts`` have no words, or
+        there is one class alone.
     """
     from sklearn.linear_model import LogisticRegression
 
     features = _features(texts, asked)
-    if features is None:
-        return [majority(targets)] * len(asked)
     known = sorted(set(targets))
+    if features is None or len(known) == 1:
+        return [majority(targets)] * len(asked)
     places = {target: place for place, target in enumerate(known)}
     numbers = np.array([places[target] for target in targets])
     model = LogisticRegression(C=_C, max_iter=1000).fit(features[0], numbers)

@@ -13,7 +13,7 @@ from mlm.training.logging import LoggingOptions
 from mlm.training.optimizers import OptimizerOptions
 from mlm.training.trainer import check_trainer, choose_budget
 from tasks.base import Task, find_task
-from tasks.options import CheckpointOptions, DataOptions, LossOptions, ModelOptions
+from tasks.options import CheckpointOptions, DataOptions, LoraOptions, LossOptions, ModelOptions
 from tasks.rows import Rows
 from tasks.settings import task_settings
 from tasks.suite.data import cut, read_sources
@@ -40,6 +40,8 @@ def check_set(entry: SuiteSet, config: EncoderConfig, data_dir: Path) -> str:
         # Of a few rows that are drawn, a class may be gone.
         _task(entry).fit(Rows(tables["train"], train.path), config)
         metric = _metric(entry, task)
+        monitor = entry.settings["checkpoint"]["monitor"] or metric
+        task.higher_is_better(monitor.removeprefix("val/"))  # refuses what is no metric
         _check_settings(entry.settings, tables["train"].num_rows)
     except UserError as error:
         raise UserError(f"{entry.where}: {error}") from None
@@ -68,6 +70,7 @@ def _metric(entry: SuiteSet, task: Task) -> str:
 
 def _check_settings(settings: Mapping[str, Any], rows: int) -> None:
     OptimizerOptions(**settings["optimizer"])
+    LoraOptions(**settings["lora"])
     CheckpointOptions(**settings["checkpoint"])
     LoggingOptions(**settings["logging"])
     GuardOptions.of(settings)

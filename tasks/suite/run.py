@@ -19,11 +19,11 @@ from typing import Any
 
 from mlm.checkpoint import read_folder
 from mlm.config_files import shortened
-from mlm.errors import RunError, UserError
+from mlm.errors import RunError, UserError, look_up
 from mlm.files import remove_folder
 from mlm.memory import keep_freed_memory
 from mlm.training.logging import say
-from mlm.training.precision import resolve_device
+from mlm.training.precision import PRECISIONS, resolve_device
 from mlm.weights import digest
 from tasks.finetuning import finetune
 from tasks.inference import Predictor
@@ -71,6 +71,7 @@ def evaluate_suite(
     output, failed = options.output, dict[str, str]()
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: give 1 or more")
+    look_up(PRECISIONS, options.precision, "--precision")
     if (
         options.resume == "never"
         and output.exists()
@@ -82,7 +83,8 @@ def evaluate_suite(
     encoder = read_folder(options.model)
     about = {"suite": suite.name, "model": options.model, "seeds": options.seeds}
     weights = digest(encoder.state)
-    asked = {entry.name: {"weights": weights, **entry.identity()} for entry in suite.sets}
+    common = {"weights": weights, "precision": options.precision}
+    asked = {entry.name: common | entry.identity() for entry in suite.sets}
     metrics = {}
     for entry in chosen:
         _refuse_other(output / entry.name, asked[entry.name])
@@ -143,7 +145,7 @@ def _run_seed(entry: SuiteSet, metric: str, folder: Path, seed: int, options: Su
         return
     settings = entry.settings
     model, checkpoint = settings["model"] | {"path": options.model}, settings["checkpoint"]
-    monitor = checkpoint["monitor"] or metric
+    monitor = (checkpoint["monitor"] or metric).removeprefix("val/")
     trained = finetune(
         settings
         | {

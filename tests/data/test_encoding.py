@@ -19,7 +19,14 @@ WORDS = (
     "the quick brown naïve Straße İΣΑΣ 你好 カタカナ हिन्दी สวัสดี 👨‍👩‍👧 it😀😀 [MASK] "
     "don't 3.14 _x \u0301e"
 )
-TEXTS = [WORDS, WORDS.upper(), " ".join(reversed(WORDS.split())), "a\nb\tc\u00a0d\u3000e"]
+# Runs of spaces are tokens of their own, also where a line ends with them.
+TEXTS = [
+    WORDS,
+    WORDS.upper(),
+    " ".join(reversed(WORDS.split())),
+    "a\nb\tc\u00a0d\u3000e",
+    "  a   \n    b  \n\n   \t  c   ",
+]
 
 _TOKENIZERS = {
     (kind, lowercase): train_tokenizer(TEXTS * 9, kind, 400, lowercase, strip_accents=lowercase)
@@ -82,6 +89,14 @@ def test_ids_are_the_tokenizers(which, batches):
         expected = [plainly(tokenizer, text) for text in batch]
         assert encoded.ids.tolist() == [i for ids in expected for i in ids]
         assert encoded.ends.tolist() == np.cumsum([len(ids) for ids in expected]).tolist()
+
+
+def test_runs_of_spaces_are_tokens_also_before_a_line_ends():
+    tokenizer = _TOKENIZERS["bpe", False]
+    runs = [token for token in tokenizer.get_vocab() if set(token) == {"Ġ"} and len(token) > 1]
+    assert runs
+    for text in ("a   \nb", "a   ", "a  b   \n   ", "   \t b"):
+        assert TextEncoder(tokenizer)([text]).ids.tolist() == plainly(tokenizer, text)
 
 
 def test_tokenizers_that_may_join_words_see_whole_texts():

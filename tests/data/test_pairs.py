@@ -56,7 +56,16 @@ def test_what_ends_a_sentence(kind):
     endings = sentence_endings(tokenizer, tokenizer.get_vocab_size())
     names = {tokenizer.id_to_token(int(i)).lstrip("Ġ▁") for i in np.flatnonzero(endings)}
     assert {".", "!", "?"} <= names
-    assert all(set(name) <= set(".!?…") for name in names)
+    assert all(set(name) <= set(".!?…âĢ¦") for name in names)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])  # a unigram of so little has bytes alone
+def test_sentences_of_wide_characters_end_too(kind):
+    text = "今日は良い天気です。本当に\uff1f はい\uff01 そう…"
+    tokenizer = train_tokenizer([text] * 9, kind, vocab_size=500)
+    endings = sentence_endings(tokenizer, tokenizer.get_vocab_size())
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert sum(endings[ids]) == 4
 
 
 def test_cuts_stand_between_sentences():

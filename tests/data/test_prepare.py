@@ -116,6 +116,8 @@ def test_a_corpus_that_was_moved_or_touched_is_the_same(options):
     moved = Path(options.corpus[0]).rename(Path(options.output).parent / "moved.txt")
     os.utime(moved, (1, 1))
     assert prepare(replace(options, corpus=[str(moved)]))["status"] == "unchanged"
+    dated = moved.rename(moved.with_name("moved.2024.txt"))
+    assert prepare(replace(options, corpus=[str(dated)]))["status"] == "unchanged"
 
 
 def test_another_corpus_or_other_options_are_refused(options, tmp_path):
@@ -210,6 +212,8 @@ def test_too_little_text(options, tmp_path, content, message):
         ({"corpus": []}, "corpus: names no file"),
         ({"tokenizer": "/missing"}, "missing.*no such file"),
         ({"vocab_size": 3}, "vocab_size: 3 is too small"),
+        ({"output": "/"}, "output: / is no place for a store"),
+        ({"text_column": "body"}, "text_column: no source is a table"),
         ({"validation_share": 0.0}, "validation_share: 0.0 is not in"),
         ({"validation_share": 0.7}, "validation_share: 0.7 is not in"),
         ({"num_processes": 0}, "num_processes: 0 must lie between 1 and"),

@@ -1,7 +1,10 @@
 """Losses and gradients that go wrong, and memory that is too small."""
 
+import random
 import threading
 import time
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,9 +12,10 @@ from harness import MODEL, RUN
 
 from mlm import cli
 from mlm.checkpoint import read_folder
+from mlm.training.base import SumLossModule
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.module import PretrainingModule
-from mlm.training.spikes import SpikeDetector
+from mlm.training.spikes import SpikeDetector, WatchSpikes
 
 
 @pytest.fixture
@@ -183,6 +187,43 @@ def test_rows_at_once_are_halved_until_they_fit(pretrain, tmp_path, monkeypatch)
         for run in ("whole", "run")
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_halving_goes_on_from_where_a_run_was_told_to(pretrain, tmp_path, monkeypatch):
+    assert pretrain("--budget 4steps --checkpoint.every_n_steps 2")[0] == 0
+    start = tmp_path / "run" / "checkpoints" / "step_00000002"
+    sums = PretrainingModule.sums
+
+    def small(module, batch):
+        if module.trainer.accumulate_grad_batches < 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return sums(module, batch)
+
+    monkeypatch.setattr(PretrainingModule, "sums", small)
+    words = f"--budget 6steps --resume {start} --run_dir {tmp_path / 'on'} --on_oom split"
+    assert pretrain(words)[0] == 0
+    steps = read_metrics(tmp_path / "on" / "metrics.csv")["step"]
+    assert min(steps) == 3
+
+
+def test_steps_of_two_kinds_are_each_compared_with_their_own():
+    watch = WatchSpikes(None, lambda path: {})
+    logged = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(step))
+    trainer = SimpleNamespace(loggers=[logger], is_global_zero=False)
+    module = Mock(spec=SumLossModule)
+    rng = random.Random(0)
+    for step in range(1, 2001):
+        kind = "causal" if step % 16 == 0 else ""
+        loss = (5.0 if kind else 3.0) + rng.gauss(0, 0.03) + (4.0 if step == 1601 else 0.0)
+        module.spent, module.kind_of_step = SimpleNamespace(steps=step), kind
+        module.step_metrics = {"train/loss": loss}
+        watch.on_train_batch_end(trainer, module)
+    assert logged == [1601]
+    again = WatchSpikes(None, lambda path: {})
+    again.load_state_dict(watch.state_dict())
+    assert again.state_dict() == watch.state_dict()
+    assert set(again.state_dict()) == {"", "causal"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -46,7 +46,7 @@ def test_no_key_of_the_environment_reaches_a_run(made, tmp_path, monkeypatch, ca
     out, err = capfd.readouterr()
     assert_no_key(tmp_path / "run", out + err)
     folder = read_folder(tmp_path / "run" / "model")
-    assert SENTINEL not in model_card(folder, "mit", "x")
+    assert SENTINEL not in model_card(folder, "mit", "x", folder.directory)
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def test_dropout_keeps_the_mean(backend):
         ("cuda", torch.bfloat16, 0.0, 512, "varlen"),
         ("cuda", torch.bfloat16, 0.1, 512, "sdpa"),
         ("cuda", torch.float32, 0.0, 512, "sdpa"),
+        ("cuda", torch.float16, 0.0, 512, "sdpa"),
         ("cpu", torch.bfloat16, 0.0, 512, "matmul"),
         ("cpu", torch.bfloat16, 0.1, 8192, "pieces"),
         ("cpu", torch.float32, 0.0, 8192, "sdpa"),
@@ -123,6 +124,11 @@ def test_the_path_follows_from_device_precision_dropout_and_length(
     device, dtype, dropout, length, path
 ):
     assert choose_backend(device, dtype, dropout, length) == path
+
+
+def test_heads_of_widths_that_the_kernel_refuses_take_another_path():
+    paths = [choose_backend("cuda", torch.bfloat16, 0.0, 512, width=w) for w in (26, 32, 256, 264)]
+    assert paths == ["sdpa", "varlen", "varlen", "sdpa"]
 
 
 def test_slopes_take_a_path_that_knows_them():

@@ -190,7 +190,7 @@ def test_a_share_of_the_steps_is_causal():
     options = ObjectiveOptions("masked_and_causal", causal_share=0.25)
     kinds = [prepared(made, options, 0.2, None, 3, step, 3).causal for step in range(1000)]
     assert abs(sum(kinds) - 250) < 4 * (1000 * 0.25 * 0.75) ** 0.5
-    plain = replace(options, name="masked_lm")
+    plain = ObjectiveOptions("masked_lm")
     assert not any(prepared(made, plain, 0.2, None, 3, step, 3).causal for step in range(50))
 
 

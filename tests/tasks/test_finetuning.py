@@ -256,6 +256,31 @@ def test_what_is_not_a_number_is_never_best():
     assert Best().see(float("nan"), 0.1, float("nan"), 0.05).saved == [10, 20]
 
 
+def test_a_best_that_is_not_here_or_of_another_metric_is_forgotten():
+    state = Best().see(0.9).callback.state_dict()
+    gone, other = Best(holds=lambda step: False), Best()
+    gone.callback.load_state_dict(state)
+    other.callback.load_state_dict(state | {"monitor": "val/y"})
+    assert gone.see(0.5).saved == other.see(0.5).saved == [10]
+
+
+def test_a_run_that_goes_on_elsewhere_leaves_a_model_there(toy, pretrained, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = "--trainer.max_steps 4 --trainer.val_check_interval 2 --checkpoint.every_n_steps 2"
+    run(toy, pretrained["bert"], one, words)
+    (start,) = (one / "checkpoints").iterdir()
+    found = run(toy, pretrained["bert"], two, f"{words} --resume {start}")
+    assert found["model"] == str(two / "model")
+    assert same_weights(two / "model", start / "model")
+    assert (two / "results.json").is_file()
+
+
+def test_nothing_left_to_learn_is_refused(numbers, pretrained, tmp_path):
+    words = "--task sentence_embedding --model.freeze encoder --trainer.max_steps 2"
+    with pytest.raises(UserError, match=r"model\.freeze: leaves nothing to learn"):
+        run(numbers, pretrained["bert"], tmp_path / "run", words)
+
+
 def test_best_is_remembered_over_a_resume():
     first, second = Best(patience=2).see(0.5, 0.4), Best(patience=2)
     second.callback.load_state_dict(first.callback.state_dict())

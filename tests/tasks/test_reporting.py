@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +285,14 @@ def test_a_report_that_cannot_be_made_is_one_line(more, said, classifier, toy, t
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_label_that_only_the_rows_to_choose_by_have(classifier, toy, tmp_path, capsys):
+    odd = tmp_path / "odd.csv"
+    odd.write_text(Path(toy["validation"]).read_text() + "something else,never seen\n")
+    words = f"evaluate --model {classifier} --data {toy['test']} --report {tmp_path}/report"
+    assert main([*words.split(), "--validation", str(odd), "--device", "cpu"]) == 0
+    assert "never seen" in capsys.readouterr().err
 
 
 def test_a_pretrained_model_has_no_report(pretrained, toy, tmp_path, capsys):

@@ -18,6 +18,14 @@ def test_readings_are_repeated_after_the_step_that_a_run_goes_on_from(tmp_path):
     fresh = Clock(path)  # killed before its first checkpoint
     fresh.start(0, 0.0)
     assert [fresh.read(step) for step in (2, 3)] == [said[2], said[3]]
+    # What went by before the first step, counting, is as it was then, however long it takes now.
+    slower = Clock(path)
+    slower.start(0, 99.0)
+    counted = slower.read(0)
+    assert counted == pytest.approx(99.0, abs=5.0)
+    again = Clock(path)
+    again.start(0, 200.0)
+    assert again.read(0) == counted
     fresh.close()
     assert list(path.parent.iterdir()) == []
 

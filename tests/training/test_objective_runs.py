@@ -20,11 +20,17 @@ from mlm.training.pretraining import pretrain
 OTHERS = [name for name in OBJECTIVES if name != "masked_lm"]
 
 
+def chosen(name: str, causal_share: float) -> str:
+    """The words for an objective, with a share of causal steps where it has them."""
+    share = f" --objective.causal_share {causal_share}" if name == "masked_and_causal" else ""
+    return f"--objective.name {name}{share}"
+
+
 @pytest.mark.parametrize("family", ["bert", "modern"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_learns_and_leaves_a_model(name, family, pretrain_settings, tmp_path):
-    words = f"--objective.name {name} --model.family {family} --budget 40steps --optimizer.lr 0.01"
-    words += " --model.intermediate_size 64 --objective.causal_share 0.25"
+    words = f"{chosen(name, 0.25)} --model.family {family} --budget 40steps --optimizer.lr 0.01"
+    words += " --model.intermediate_size 64"
     found = pretrain(pretrain_settings(words))
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert rows["val/loss"][-1] == found["val/loss"] < 4.5  # of 120 tokens, log 120 is 4.8
@@ -43,7 +49,7 @@ def test_a_run_learns_and_leaves_a_model(name, family, pretrain_settings, tmp_pa
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_resume_is_bit_identical(name, pretrain_settings, tmp_path):
-    common = f"--objective.name {name} --objective.causal_share 0.5 --checkpoint.every_n_steps 3"
+    common = f"{chosen(name, 0.5)} --checkpoint.every_n_steps 3"
     common += " --trainer.accumulate_grad_batches 2 --trainer.val_check_interval 2 --budget 6steps"
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     pretrain(pretrain_settings(f"{common} --run_dir {whole}"))
@@ -68,8 +74,7 @@ def test_accumulation_changes_no_loss(name, pretrain_settings, tmp_path):
     curves = []
     for accumulation in (1, 4):
         run = tmp_path / str(accumulation)
-        words = f"--objective.name {name} --trainer.accumulate_grad_batches {accumulation}"
-        words += " --objective.causal_share 0.5"
+        words = f"{chosen(name, 0.5)} --trainer.accumulate_grad_batches {accumulation}"
         pretrain(pretrain_settings(f"{words} --optimizer.name adamw --run_dir {run}"))
         curves.append(losses(run))
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
@@ -106,7 +111,8 @@ def test_order_is_learned(pretrain_settings, tmp_path):
         ("--objective.weight 2", "masked_lm has no second loss"),
         ("--objective.name sentence_order --objective.weight -1", r"objective\.weight: -1"),
         ("--objective.name replaced_tokens --objective.generator_depth 0", "generator_depth: 0"),
-        ("--objective.causal_share 1.5", r"causal_share: 1\.5"),
+        ("--objective.name masked_and_causal --objective.causal_share 1.5", r"causal_share: 1\.5"),
+        ("--objective.causal_share 0.1", "causal_share: masked_lm has none"),
         ("--objective.name masked_and_causal --model.attention [lstm]", "needs attention"),
     ],
 )

@@ -18,10 +18,12 @@ from mlm.checkpoint import load_masked_lm, read_folder
 from mlm.data.store import TokenStore
 from mlm.errors import UserError
 from mlm.training.batches import TrainingBatches
+from mlm.training.checkpoints import Checkpoints
 from mlm.training.data_options import DataOptions, Share
 from mlm.training.datamodule import From, TimedLoader
 from mlm.training.metrics_csv import read_metrics
 from mlm.training.pretraining import pretrain
+from mlm.training.trainer import choose_accelerator
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -170,6 +172,46 @@ def test_the_model_before_its_first_step(pretrain_settings, tmp_path):
     assert losses(tmp_path / "run") == whole
 
 
+def test_what_a_run_went_back_from_is_not_its_newest(pretrain_settings, tmp_path, monkeypatch):
+    words = "--budget 6steps --checkpoint.every_n_steps 2 --checkpoint.keep 3"
+    pretrain(pretrain_settings(words))
+    places = tmp_path / "run" / "checkpoints"
+    kept = []
+    start = Checkpoints.on_train_start
+
+    def look(callback, trainer, module):
+        start(callback, trainer, module)
+        kept.extend(sorted(path.name for path in places.iterdir()))
+
+    monkeypatch.setattr(Checkpoints, "on_train_start", look)
+    again = f"{words} --optimizer.lr 1e-4 --resume {places / 'step_00000002'}"
+    pretrain(pretrain_settings(again))
+    assert kept == ["step_00000002"]
+    last = read_folder(places / "step_00000006" / "model").state
+    final = read_folder(tmp_path / "run" / "model").state
+    assert all(torch.equal(last[name], final[name]) for name in final)
+
+
+def test_an_epoch_of_pairs_has_the_rows_that_there_are(pretrain_settings, store, tmp_path):
+    words = "--trainer.max_epochs 1 --objective.name sentence_order"
+    found = pretrain_settings(words)
+    pretrain(found)
+    data = DataOptions(**found["data"])
+    read = TrainingBatches(TokenStore.open(store), data, Share(), 0, negatives="swapped")
+    assert max(losses(tmp_path / "run")) == -(-read.rows // data.batch_size)
+
+
+def test_apples_gpus_are_left_alone(monkeypatch):
+    assert choose_accelerator("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_accelerator("auto") == "cpu"
+    assert choose_accelerator("cpu") == "cpu"
+    for asked in ("gpu", "mps"):
+        with pytest.raises(UserError, match=f"{asked} is a GPU without 64-bit numbers"):
+            choose_accelerator(asked)
+
+
 @pytest.mark.parametrize("asked", ["true", "false"])
 def test_a_fresh_head_guesses_tokens_as_often_as_they_occur(
     asked, pretrain_settings, store, tmp_path
@@ -272,12 +314,13 @@ def test_activation_checkpointing_changes_no_loss(pretrain_settings, tmp_path, m
 
 
 @pytest.mark.slow
-def test_two_processes_change_no_loss(pretrain_settings, store, tmp_path):
+@pytest.mark.parametrize("position", ["rope", "sinusoidal"])  # of which one is a buffer
+def test_two_processes_change_no_loss(position, store, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     words = (
         "--model.size tiny --data.batch_size 8 --data.sequence_length 32 --optimizer.name adamw "
         "--trainer.accelerator cpu --trainer.precision fp32 --trainer.log_every_n_steps 1 "
-        f"--logging.wandb off --budget 10steps --store {store}"
+        f"--logging.wandb off --budget 10steps --store {store} --model.position {position}"
     )
     for run, more in ((one, ""), (two, "--trainer.devices 2 --trainer.strategy ddp")):
         command = f"-m mlm pretrain {words} {more} --run_dir {run}"
@@ -352,7 +395,11 @@ def test_sigterm_saves_and_exits_with_143(store, tmp_path):
         ("--trainer.accumulate_grad_batches 3", "multiple of 3"),
         ("--budget 5parsecs", "budget"),
         ("--trainer.max_steps 5 --trainer.max_epochs 2", "max_steps and trainer.max_epochs"),
-        ("--trainer.strategy fsdp", "muon needs them whole"),
+        ("--trainer.strategy fsdp", "fsdp cuts the weights into shards"),
+        ("--trainer.val_check_interval 0.25", "0.25 is a share of an epoch"),
+        ("--checkpoint.keep 0", r"checkpoint\.keep: 0 must be at least 1"),
+        ("--checkpoint.every_n_steps -5", r"every_n_steps: -5"),
+        ("--data.ramp 0.2", r"data\.ramp: no size rises"),
         ("--resume no/such/checkpoint", "no/such/checkpoint"),
         ("--model.position ropes", "rope"),
         ("--model no/such/model", "no/such/model"),
