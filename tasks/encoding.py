@@ -112,6 +112,15 @@ def check_length(tokenizer: Tokenizer, pair: bool, max_length: int) -> int:
 
 
 @functools.lru_cache(maxsize=4)
+def whole(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that cuts nothing off."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
+@functools.lru_cache(maxsize=4)
 def _truncating(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     """A copy that truncates: truncation is a state of the object, and others use it too."""
     copy = Tokenizer.from_str(tokenizer.to_str())

@@ -5,7 +5,6 @@ Shapes: ``n`` tokens of a text without special ones, ``W`` windows, ``C`` output
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from mlm.batch import Batch
 from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from tasks.base import Task
-from tasks.encoding import Example, check_length
+from tasks.encoding import Example, check_length, whole
 from tasks.rows import Rows
 from tasks.settings import TaskSettings
 
@@ -94,15 +93,6 @@ def encode_parts(
             for part in found:  # one alone is less than the text
                 joined = np.concatenate([before, body[part], after])
                 yield Example(joined, truncated=len(found) == 1, row=row)
-
-
-@functools.lru_cache(maxsize=4)
-def whole(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that cuts nothing off."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
 
 
 def mean_by(values: Tensor, owner: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = -100
-"""The label of an example that no loss is taken of."""
+"""The label of an example, or of a token, that no loss is taken of."""
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

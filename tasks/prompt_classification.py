@@ -28,9 +28,9 @@ from mlm.errors import UserError, look_up
 from mlm.model.config import EncoderConfig
 from mlm.model.dropout import Dropout
 from mlm.model.heads import LM_HEADS, LinearLMHead, MaskedLMHead
-from tasks.encoding import Example
+from tasks.encoding import Example, whole
 from tasks.heads import TaskModel
-from tasks.long_texts import kept, whole, windows
+from tasks.long_texts import kept, windows
 from tasks.rows import Rows, find_columns
 from tasks.settings import TaskSettings
 from tasks.text_classification import TextClassification

@@ -25,6 +25,7 @@ from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.encoding import Example
 from tasks.heads import TokenHead
+from tasks.losses import IGNORED
 from tasks.rows import Rows
 from tasks.sentences import (
     Sentence,
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
     from tasks.reporting.kinds import TaggingReporter
-
-IGNORED = -100
-"""The label of tokens that decide nothing."""
 
 
 def sort_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from mlm.data.tokenizer import special_ids
 from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from tasks.base import Task
-from tasks.encoding import CHUNK, Example, check_length
+from tasks.encoding import CHUNK, Example, check_length, whole
 from tasks.settings import TaskSettings
 
 
@@ -83,7 +83,7 @@ def encode_words(
             "choose less"
         )
     unknown = str(tokenizer.id_to_token(special_ids(tokenizer).unk))
-    tokenizer = _whole(tokenizer)
+    tokenizer = whole(tokenizer)
     examples: list[Example] = []
     for start in range(0, len(sentences), CHUNK):
         chunk = [list(words) for words in sentences[start : start + CHUNK]]
@@ -142,7 +142,7 @@ def encode_contexts(
             f"data.stride: {stride} leaves no room for a question in windows of {room} tokens; "
             "choose less"
         )
-    tokenizer = _whole(tokenizer)
+    tokenizer = whole(tokenizer)
     examples: list[Example] = []
     for start in range(0, len(pairs), CHUNK // 10):  # contexts are long
         encodings = tokenizer.encode_batch(list(pairs[start : start + CHUNK // 10]))
@@ -175,15 +175,6 @@ def _context_windows(
         )
         for part in windows(len(inside), room, stride)
     ]
-
-
-@functools.lru_cache(maxsize=4)
-def _whole(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that cuts nothing off."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
 
 
 @functools.lru_cache(maxsize=4)

@@ -172,10 +172,10 @@ def _words(text: str) -> list[str]:
 def _with_spaces(text: str) -> list[str]:
     """``text`` cut before each space that something visible follows; that space is left out.
 
-    What stands at the start, with no space before it, is marked by one. A space by itself may be
-    cut at whatever follows; of several before a line's end the tokenizer makes one piece.
+    What stands at the start, with no space before it, is marked by one. White space before a line's
+    end, or before other white space, is one piece to the tokenizer.
     """
-    words = text.split(" ") if "  " not in text else _BEFORE_VISIBLE.split(text)
+    words = _BEFORE_VISIBLE.split(text)
     words[0] = " " + words[0]
     return words
 

@@ -152,9 +152,10 @@ def test_a_yaml_tag_is_one_line(text, marker, tmp_path, made, model, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert f"mlm: {tmp_path}/c.yaml, line" in line
     if text.startswith("!!"):
+        card = model_card, read_folder(model), None, "x", model
         (model / "README.md").write_text(f"---\nlicense: {text}\n---\n\nText")
-        assert "README.md: not plain YAML" in refusal(model_card, read_folder(model), None, "x")
+        assert "README.md: not plain YAML" in refusal(*card)
         (model / "README.md").unlink()
         (tmp_path / "config.yaml").write_text(f"seed: {text}\n")
         (tmp_path / "metrics.csv").write_text("step\n")
-        assert "config.yaml: not plain YAML" in refusal(model_card, read_folder(model), None, "x")
+        assert "config.yaml: not plain YAML" in refusal(*card)
