@@ -30,7 +30,7 @@ TEXTS = [
 
 
 def trained(kind: str, lowercase: bool) -> Tokenizer:
-    """As a store's is read: writing changes the last bits of a unigram's scores, which break ties."""
+    """As a store's is read: the last bits of a unigram's scores, which break ties, change then."""
     found = train_tokenizer(TEXTS * 9, kind, 400, lowercase, strip_accents=lowercase)
     return Tokenizer.from_str(found.to_str())
 
