@@ -156,7 +156,7 @@ def prepare(settings: dict[str, Any]) -> Prepared:
     }
     config = folder.config.replace(**changes)
     lora_options = LoraOptions(**settings["lora"])
-    drops = [model.dropout, lora_options.dropout if lora_options.rank else 0.0]
+    drops = [model.dropout, lora_options.dropout]
     if model.freeze != "encoder":  # a frozen part drops nothing
         drops += [config.hidden_dropout, config.attention_dropout]
     if loss.r_drop and not any(drops):
@@ -276,7 +276,7 @@ def _say_what_runs(config: EncoderConfig, device: str, precision: str, task: Tas
     length = task.settings.max_length or config.max_position_embeddings
     windows = config.attention_windows()
     common = device, dtype, config.attention_dropout, length
-    paths = backend_names(*common, windows, config.position == "alibi")
+    paths = backend_names(*common, windows, config.position == "alibi", config.head_dim)
     native = native_class(config, task.layout, task.settings.pooling, task.settings.layers)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -29,7 +29,7 @@ class Predictor:
         model: an encoder with the task's head; in 16 bit the encoder's matrices are cast in place.
         task: what the outputs mean.
         tokenizer: what the model reads.
-        device: where to compute; by default a GPU where there is one.
+        device: where to compute; by default CUDA where there is some.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
     """
 
@@ -42,7 +42,8 @@ class Predictor:
         precision: str = "auto",
     ) -> None:
         self.device = choose_device(device)
-        self.dtype = _AUTOCAST.get(resolve_precision(precision, self.device, "--precision"))
+        kind = self.device.partition(":")[0]
+        self.dtype = _AUTOCAST.get(resolve_precision(precision, kind, "--precision"))
         self.model = model.to(self.device).eval()
         if self.dtype is not None:
             _cast_weights(self.model.encoder, self.dtype)

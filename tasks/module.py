@@ -167,7 +167,8 @@ class KeepBest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; but not where that best was by another metric, or is not here."""
         step = state_dict["best_step"]
-        if state_dict["monitor"] != self.monitor or step is None or not self.holds(step):
+        monitor = state_dict.get("monitor", self.monitor)  # older checkpoints do not say
+        if monitor != self.monitor or step is None or not self.holds(step):
             return
         self.best, self.best_step = state_dict["best"], step
         self.waited = state_dict["waited"]

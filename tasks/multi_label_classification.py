@@ -249,7 +249,8 @@ class MultiLabelClassification(LongTextTask):
         """Of each class how many rows have it, precision, recall and F1."""
         lines = [["label", "rows", "precision", "recall", "f1"]]
         counts = values["per_class"].view(-1, 5).long().tolist()
-        for label, (hits, false, _, missed, rows) in zip(self._known(), counts, strict=True):
+        known = self._known()[: len(counts)]  # more may have been met since
+        for label, (hits, false, _, missed, rows) in zip(known, counts, strict=True):
             found = (hits, hits + false), (hits, rows), (2 * hits, 2 * hits + false + missed)
             shares = [f"{part / whole if whole else 0:.4f}" for part, whole in found]
             lines.append([label, str(rows), *shares])

@@ -170,10 +170,9 @@ class TextClassification(LongTextTask):
     def tables(self, values: dict[str, Tensor]) -> dict[str, list[list[str]]]:
         """The confusion matrix: a line a true class, a column a predicted one."""
         counts = values["confusion_matrix"].long().tolist()
-        lines = [
-            [label, *map(str, line)] for label, line in zip(self._known(), counts, strict=True)
-        ]
-        return {"confusion_matrix": [["true \\ predicted", *self._known()], *lines]}
+        known = self._known()[: len(counts)]  # more may have been met since
+        lines = [[label, *map(str, line)] for label, line in zip(known, counts, strict=True)]
+        return {"confusion_matrix": [["true \\ predicted", *known], *lines]}
 
     def predictions(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Label, its probability, and the probability of each label."""

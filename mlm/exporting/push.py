@@ -58,6 +58,9 @@ def push_to_hub(
                 f"--push_to_hub {repository}: the Hub refused ({status}); is the name right, and "
                 "may your token write there?"
             ) from None
+        except ValueError as error:  # of the card, over several lines
+            why = " ".join(str(error).split())
+            raise UserError(f"--push_to_hub {repository}: the Hub refuses it: {why}") from None
         except Exception as error:  # what a connection raises is of httpx, and of many kinds
             why = str(error).partition("\n")[0]
             raise UserError(f"--push_to_hub: the Hub cannot be reached ({why})") from None

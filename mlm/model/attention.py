@@ -136,7 +136,7 @@ def _reference(qkv: Tensor, layout: Layout, window: int | None, dropout: float) 
 
 
 def _varlen(qkv: Tensor, layout: Layout, window: int | None, dropout: float) -> Tensor:
-    """FlashAttention over `cu_seqlens`: CUDA, 16 bit, no dropout."""
+    """FlashAttention over `cu_seqlens`: CUDA, bf16, no dropout."""
     query, key, value = qkv.unbind(1)
     return _varlen_apart(query, key, value, layout, window)
 

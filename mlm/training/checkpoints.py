@@ -51,16 +51,20 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """What a run starts from needs no saving, unless it is wanted for comparison."""
         self._saved = trainer.global_step
-        self._cooling = _is_cooling(module)
-        for place in (self.directory, self.stable):
-            for later in place.glob("step_*"):
-                known = re.fullmatch(r"step_\d+", later.name)
-                if known and step_of(later) > trainer.global_step:
-                    trainer.strategy.remove_checkpoint(later)
-                    if trainer.is_global_zero:
-                        say(f"{later}: is of what comes anew now, removed")
+        # Before its first step only the first rank knows what a run has spent.
+        self._cooling = trainer.global_step > 0 and _is_cooling(module)
+        if not trainer.should_stop:
+            self._remove_later(trainer)
         if self.first and trainer.global_step == 0:
             self._save(trainer)
+
+    def _remove_later(self, trainer: Trainer) -> None:
+        for path in (*self.directory.glob("step_*"), *self.stable.glob("step_*")):
+            known = re.fullmatch(r"step_\d+", path.name)
+            if known and step_of(path) > trainer.global_step:
+                trainer.strategy.remove_checkpoint(path)
+                if trainer.is_global_zero:
+                    say(f"{path}: is of what comes anew now, removed")
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Save if the step before this batch was due, or the last of the stable phase."""

@@ -118,7 +118,7 @@ def parameter_groups(
         module: the model.
         weight_decay: for everything of two dimensions; norms and biases get none.
         matrices: `muon` sends linear maps to Muon (embeddings, and a head's output map whose rows
-            are classes, stay with AdamW); `adamw` sends nothing there.
+            are classes or tokens, stay with AdamW); `adamw` sends nothing there.
         layer_decay: see `OptimizerOptions`.
 
     Returns:

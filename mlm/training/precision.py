@@ -46,17 +46,18 @@ def has_bf16(device: str) -> bool:
 
 
 def choose_device(device: str) -> str:
-    """The device type that ``--device`` means.
+    """The device that ``--device`` means; one of several has its number, as in `cuda:1`.
 
     Raises:
         UserError: no such word, or none is here.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     names = ("auto", "cpu", "gpu", *there)
-    found = resolve_device(look_up(dict.fromkeys(names, device), device, "--device"))
-    if not there.get(found, True) or (device == "gpu" and found == "cpu"):
+    kind, colon, number = device.partition(":")
+    found = resolve_device(look_up(dict.fromkeys(names, kind), kind, "--device"))
+    if not there.get(found, True) or (kind == "gpu" and found == "cpu"):
         raise UserError(f"--device: {device} is not here; choose cpu, or auto")
-    return found
+    return found + colon + number
 
 
 def resolve_device(accelerator: str) -> str:

@@ -268,8 +268,7 @@ def _say_what_runs(
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     windows = config.attention_windows()
     common = device, dtype, config.attention_dropout, data.sequence_length
-    width = config.hidden_size // config.num_attention_heads
-    paths = backend_names(*common, windows, config.position == "alibi", width)
+    paths = backend_names(*common, windows, config.position == "alibi", config.head_dim)
     native = native_class(config, OBJECTIVES[objective.name].head)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")

@@ -98,7 +98,8 @@ class WatchSpikes(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        for kind, values in state_dict.items():
+        """Go on from there; older checkpoints have one kind of steps, without a name."""
+        kinds = {"": state_dict} if "mean" in state_dict else state_dict
+        for kind, values in kinds.items():
             for name, value in values.items():
                 setattr(self.detectors[kind], name, value)

@@ -38,8 +38,8 @@ OWNED = {
 # Lightning takes objects here too. jsonargparse would make them of a `class_path`, and so import
 # whatever a config file names: here they are names, of what Lightning has itself.
 NAMES = {
-    "accelerator": "`cpu`, `gpu`, …; `auto` is the best there is",
-    "strategy": "`ddp`, `fsdp`, …: how the devices share the work",
+    "accelerator": "`cpu`, `gpu`, …; `auto` is CUDA where there is some, else the CPU",
+    "strategy": "`ddp`, …: how the devices share the work",
     "profiler": "`simple`, `advanced` or `pytorch`: where the time goes",
 }
 

@@ -126,15 +126,15 @@ def evaluate_task(args: Any) -> dict[str, float]:
     }
     rows = tables["data"]
     examples = task.examples(rows, predictor.tokenizer)  # mistakes before warnings
-    for table in tables.values():  # also what labels they have that the model does not know
-        task.inputs(table)
-        task.targets(table)
     for line in task.remarks(rows):
         say(f"warning: {line}")
     if args.report is None:
         values = predictor.compute(examples)
     else:
         values = report(args, predictor, tables, examples)
+        # Only now, as labels that the others alone have are none of these rows' scores.
+        for line in (x for name in tables if name != "data" for x in task.remarks(tables[name])):
+            say(f"warning: {line}")
     for name, lines in task.tables(values).items():
         print(f"{name.replace('_', ' ')}:\n{as_text(lines)}", file=sys.stderr)
     return {name: float(value) for name, value in values.items() if value.ndim == 0}

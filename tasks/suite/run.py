@@ -171,7 +171,7 @@ def _run_seed(entry: SuiteSet, metric: str, folder: Path, seed: int, options: Su
             "scores": scores,
         },
     )
-    for done in ("checkpoints", *(() if options.keep_models else ("model",))):
+    for done in ("checkpoints", "before_cooldown", *(() if options.keep_models else ("model",))):
         if (run / done).is_dir():
             remove_folder(run / done)
 

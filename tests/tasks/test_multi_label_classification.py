@@ -213,6 +213,8 @@ def test_scores_are_those_of_scikit_learn_and_unseen_classes_are_missed(tmp_path
     ):
         assert line[1] == str(rows_there)
         assert float(line[4]) == pytest.approx(f1, abs=1e-4)
+    task.targets(table(tmp_path, ["text", "labels"], [("later", "y")]))
+    assert task.tables(values)["per_class"] == [header, *lines]
 
 
 def test_windows_vote_with_their_mean_probability(tmp_path, tokenizer):
