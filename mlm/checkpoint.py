@@ -317,10 +317,10 @@ def build_encoder(folder: ModelFolder) -> Encoder:
 def _is_replaceable(directory: Path) -> bool:
     if not directory.is_dir():
         return False
-    names = {path.name for path in directory.iterdir()}
+    are_files = {path.name: path.is_file() for path in directory.iterdir()}
     # A folder inside is somebody's work: checkpoints of a Trainer, a repository's history.
-    plain = all(path.is_file() for path in directory.iterdir())
-    return not names or (plain and {"config.json", "model.safetensors"} <= names)
+    is_model = {"config.json", "model.safetensors"} <= are_files.keys() and all(are_files.values())
+    return not are_files or is_model
 
 
 def _refuse_what_is_no_model(directory: Path) -> None:

@@ -18,12 +18,7 @@ from mlm.errors import UserError
 from mlm.model.config import EncoderConfig
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
-from mlm.training.callbacks import (
-    EndOfBudget,
-    MakeUpValidation,
-    StepMetrics,
-    StopOnSignal,
-)
+from mlm.training.callbacks import EndOfBudget, MakeUpValidation, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO
 from mlm.training.checkpoints import Checkpoints
 from mlm.training.flops import flops_per_token, peak_flops

@@ -66,6 +66,11 @@ class ObjectiveOptions:
                 raise UserError(f"objective.{name}: {value} must lie above 0, and be at most 1")
 
     @property
+    def depth(self) -> float:
+        """The generator's layers, as a share of the encoder's."""
+        return 0.5 if self.generator_depth is None else self.generator_depth
+
+    @property
     def causal(self) -> float:
         """The share of causal steps."""
         if self.name != _SHARES["causal_share"]:
@@ -143,8 +148,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 def generator_layers(config: EncoderConfig, options: ObjectiveOptions) -> int:
     """The depth of the generator beside an encoder: at least a layer."""
-    depth = 0.5 if options.generator_depth is None else options.generator_depth
-    return max(1, round(config.num_hidden_layers * depth))
+    return max(1, round(config.num_hidden_layers * options.depth))
 
 
 def is_causal(options: ObjectiveOptions, seed: int, step: int) -> bool:

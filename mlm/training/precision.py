@@ -52,9 +52,9 @@ def choose_device(device: str) -> str:
         UserError: no such word, or none is here.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    names = ("auto", "cpu", "gpu", *there)
+    kinds = {name: resolve_device(name) for name in ("auto", "cpu", "gpu", *there)}
     kind, colon, number = device.partition(":")
-    found = resolve_device(look_up(dict.fromkeys(names, kind), kind, "--device"))
+    found = look_up(kinds, kind, "--device")
     if not there.get(found, True) or (kind == "gpu" and found == "cpu"):
         raise UserError(f"--device: {device} is not here; choose cpu, or auto")
     return found + colon + number

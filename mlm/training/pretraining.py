@@ -27,12 +27,7 @@ from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.batches import check_pairs, row_lengths
 from mlm.training.budget import Spent, check_budget
-from mlm.training.callbacks import (
-    EndOfBudget,
-    MakeUpValidation,
-    StepMetrics,
-    StopOnSignal,
-)
+from mlm.training.callbacks import EndOfBudget, MakeUpValidation, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
 from mlm.training.checkpoints import CheckpointOptions, Checkpoints
 from mlm.training.compiling import check_compile
@@ -54,12 +49,7 @@ from mlm.training.run_directory import (
     write_config,
 )
 from mlm.training.starting import check_start, start
-from mlm.training.trainer import (
-    build_trainer,
-    check_trainer,
-    choose_accelerator,
-    choose_budget,
-)
+from mlm.training.trainer import build_trainer, check_trainer, choose_accelerator, choose_budget
 
 
 def pretrain(settings: dict[str, Any]) -> dict[str, float]:
@@ -133,8 +123,6 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         "model": {"path": settings["model"]["path"], **_describe(settings["model"], model.config)},
         "trainer": trainer_settings,
     }
-    for name in set(resolved["model"]) & NOT_CHOSEN:
-        resolved["model"].pop(name)
     _say_what_runs(model.config, device, precision, data, objective, bool(compile))
 
     module = PretrainingModule(
@@ -252,8 +240,9 @@ def _build_model(
 
 
 def _describe(options: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
-    """Every field in force, beside the preset's name."""
-    return {"family": options["family"], "size": options["size"], **config.to_dict()}
+    """Every field in force that may be chosen, beside the preset's name."""
+    chosen = {name: x for name, x in config.to_dict().items() if name not in NOT_CHOSEN}
+    return {"family": options["family"], "size": options["size"], **chosen}
 
 
 @rank_zero_only

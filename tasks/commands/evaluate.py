@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tasks.options import add_inference_arguments, add_report_precision, check_p
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tasks.base import Task
     from tasks.encoding import Example
     from tasks.inference import Predictor
     from tasks.reporting.build import Answered
@@ -102,7 +103,6 @@ def evaluate_task(args: Any) -> dict[str, float]:
     """A fine-tuned model's metrics on a table."""
     from dataclasses import replace
 
-    from mlm.training.logging import say
     from tasks.inference import Predictor
     from tasks.reporting.text import as_text
     from tasks.rows import Rows
@@ -126,18 +126,24 @@ def evaluate_task(args: Any) -> dict[str, float]:
     }
     rows = tables["data"]
     examples = task.examples(rows, predictor.tokenizer)  # mistakes before warnings
-    for line in task.remarks(rows):
-        say(f"warning: {line}")
+    _warn_of(task, [rows])
     if args.report is None:
         values = predictor.compute(examples)
     else:
         values = report(args, predictor, tables, examples)
         # Only now, as labels that the others alone have are none of these rows' scores.
-        for line in (x for name in tables if name != "data" for x in task.remarks(tables[name])):
-            say(f"warning: {line}")
+        _warn_of(task, [table for name, table in tables.items() if name != "data"])
     for name, lines in task.tables(values).items():
         print(f"{name.replace('_', ' ')}:\n{as_text(lines)}", file=sys.stderr)
     return {name: float(value) for name, value in values.items() if value.ndim == 0}
+
+
+def _warn_of(task: Task, tables: Iterable[Rows]) -> None:
+    from mlm.training.logging import say
+
+    for rows in tables:
+        for line in task.remarks(rows):
+            say(f"warning: {line}")
 
 
 def report(
