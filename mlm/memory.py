@@ -1,9 +1,10 @@
-"""What glibc does with freed memory: keep it for the next step, and be able to use it then."""
+"""Memory: what glibc does with what is freed, and how to tell that there is too little."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,15 @@ _SETTINGS = {
 }
 _TUNABLES = "GLIBC_TUNABLES"  # see "Memory Allocation Tunables" in glibc's manual
 _CACHED_BLOCKS = "glibc.malloc.tcache_count"
+_NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether ``error`` says that memory was too small, on whatever device."""
+    import torch  # most of the command line does without
+
+    text = f"{error} {error.__cause__ or ''}"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_NO_MEMORY.search(text))
 
 
 def keep_freed_memory() -> bool:

@@ -19,10 +19,10 @@ from mlm.model.config import EncoderConfig
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.budget import Budget
 from mlm.training.callbacks import EndOfBudget, MakeUpValidation, StepMetrics, StopOnSignal
-from mlm.training.checkpoint_io import FolderCheckpointIO
+from mlm.training.checkpoint_io import FolderCheckpointIO, check_same_kind
 from mlm.training.checkpoints import Checkpoints
 from mlm.training.flops import flops_per_token, peak_flops
-from mlm.training.guards import GuardOptions, guard, guard_callbacks
+from mlm.training.guards import GO_ON, GuardOptions, guard, guard_callbacks
 from mlm.training.logging import (
     LoggingOptions,
     build_loggers,
@@ -130,7 +130,7 @@ def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
     )
     step = resumed_step(start, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, settings, step)
-    files = FolderCheckpointIO(save)
+    files = FolderCheckpointIO(save, save.check)
     trainer = build_trainer(
         trainer_settings,
         [
@@ -159,7 +159,7 @@ def run_seed(prepared: Prepared, job: Mapping[str, Any]) -> dict[str, Any]:
         keep_best.save_now(trainer)
     if module.stop_agreed:
         close_loggers(loggers)
-        say(f"stopped after step {module.spent.steps}; go on with --resume auto")
+        say(f"stopped after step {module.spent.steps}; {GO_ON}")
         raise SystemExit(143)
     if not trainer.is_global_zero:
         return {}
@@ -211,6 +211,12 @@ class _ModelSaver:
             info={"steps": self.module.spent.steps},
             card=model_card(prepared.task, scores, self.module.spent.steps),
         )
+
+    def check(self, folder: ModelFolder) -> None:
+        """Refuse a checkpoint that the run cannot go on from."""
+        prepared = self.prepared
+        labels = list(prepared.task.settings.labels) or None
+        check_same_kind(folder, prepared.config, prepared.folder.tokenizer, labels)
 
     def best(self, run_dir: Path, weights: dict[str, Tensor]) -> None:
         """The model folder of a run, and its adapters alone beside it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -11,10 +12,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from mlm.console import say
 from mlm.training.base import SumLossModule
-from mlm.training.datamodule import TimedLoader
+from mlm.training.datamodule import STOPPING, TimedLoader
 
 # So late in a budget of time only the end is validated, or a validation could outlast the budget.
 _LATE = 0.95
+# A launcher and a job system may both pass one stop on, within so many seconds.
+_SAME_STOP = 1.0
+_STOPPING = b"mlm: stopping after this step, and saving; once more leaves at once\n"
 
 
 class EndOfBudget(Callback):
@@ -72,30 +76,32 @@ class MakeUpValidation(Callback):
 
 
 class StopOnSignal(Callback):
-    """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second signal is obeyed at once.
+    """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second one, a second later, is obeyed at once.
 
     Handlers only set a flag: ranks agree on it with the next step's count, or at the end of a
     validation, whose rest is left out, so that none of them waits for a partner that has left.
     Stands after `Checkpoints` in a list of callbacks, to guard the last save too.
     """
 
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
     def __init__(self) -> None:
-        self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Take over from Lightning's handlers, which talk to other ranks inside the signal."""
-
         assert isinstance(module, SumLossModule)
+        asked: list[float] = []
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self.received = number
+            now = time.monotonic()
+            if asked and now - asked[0] > _SAME_STOP:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            if not asked and trainer.is_global_zero:
+                os.write(2, _STOPPING)  # print is not safe inside a signal
+            asked.append(now)
             module.stop_asked = True
-            signal.signal(number, signal.SIG_DFL)
 
-        for number in self.signals:
+        for number in STOPPING:
             self._before[number] = signal.signal(number, ask)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from mlm.checkpoint import read_folder
+from mlm.checkpoint import ModelFolder, read_folder
+from mlm.data.tokenizer import tokenizer_hash
 from mlm.errors import UserError
 from mlm.files import atomic_folder, remove_folder, stays_inside
+from mlm.model.config import EncoderConfig
 
 _PREFIX = "model."
 
@@ -31,9 +34,17 @@ _PARTS = {"state.pt", "model/config.json", "model/model.safetensors", "model/tok
 class FolderCheckpointIO(CheckpointIO):
     """What Lightning saves and loads, in the layout above; nothing unsafe is ever unpickled."""
 
-    def __init__(self, save_model: Callable[[Path, dict[str, Tensor]], None]) -> None:
-        """``save_model`` writes the model's weights, given by their own names, to a folder."""
-        self.save_model = save_model
+    def __init__(
+        self,
+        save_model: Callable[[Path, dict[str, Tensor]], None],
+        check: Callable[[ModelFolder], None] = lambda folder: None,
+    ) -> None:
+        """
+        Args:
+            save_model: writes the model's weights, given by their own names, to a folder.
+            check: refuses the model folder of a checkpoint that the run cannot go on from.
+        """
+        self.save_model, self.check = save_model, check
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -54,7 +65,8 @@ class FolderCheckpointIO(CheckpointIO):
         """Read it back.
 
         Raises:
-            UserError: a file is missing or damaged, or holds more than tensors and plain values.
+            UserError: a file is missing or damaged, or holds more than tensors and plain values, or
+                it is of another model than the run's.
         """
         path = Path(path)
         verify_checkpoint(path)
@@ -66,8 +78,9 @@ class FolderCheckpointIO(CheckpointIO):
             raise UserError(
                 f"{path / 'state.pt'}: cannot be read safely; resume from another checkpoint"
             ) from error
-        weights = read_folder(path / "model").state
-        state["state_dict"] = {_PREFIX + name: tensor for name, tensor in weights.items()}
+        folder = read_folder(path / "model")
+        self.check(folder)
+        state["state_dict"] = {_PREFIX + name: tensor for name, tensor in folder.state.items()}
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -82,6 +95,49 @@ def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in weights.items()
         if name.startswith(_PREFIX)
     }
+
+
+def check_same_kind(
+    folder: ModelFolder,
+    config: EncoderConfig,
+    tokenizer: Tokenizer,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Refuse to go on from what tensors of equal shapes do not tell apart.
+
+    Args:
+        folder: of the checkpoint.
+        config: the run's.
+        tokenizer: the run's.
+        labels: the run's; None does not compare them.
+
+    Raises:
+        UserError: the checkpoint is of another model, tokenizer or other labels.
+    """
+    kept, asked = folder.config.to_dict(), config.to_dict()
+    for name in asked:
+        if name not in _MAY_CHANGE and kept[name] != asked[name]:
+            raise UserError(
+                f"--resume: this checkpoint is of another model: {name} is {kept[name]}, where "
+                f"this one wants {asked[name]}; go on with the same --model options, as the run's "
+                "config.yaml has them"
+            )
+    if tokenizer_hash(folder.tokenizer) != tokenizer_hash(tokenizer):
+        raise UserError(
+            "--resume: this checkpoint is of another tokenizer; go on with the same store or model"
+        )
+    if labels is not None and folder.labels is not None and list(labels) != folder.labels:
+        raise UserError(
+            f"--resume: this checkpoint is of the labels {', '.join(folder.labels)}, not of "
+            f"{', '.join(labels)}; go on with the same data"
+        )
+
+
+# What is of the training, or of the classifiers that a family puts on an encoder.
+_MAY_CHANGE = {
+    *("hidden_dropout", "attention_dropout", "initializer_range"),
+    *("max_position_embeddings", "pooler"),
+}
 
 
 def check_same_model(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

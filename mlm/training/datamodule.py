@@ -53,17 +53,22 @@ class TimedLoader(DataLoader[Batch]):
             yield batch
 
 
-def die_with_parent(worker: int) -> None:
-    """Have this process killed when the one that started it is gone, on Linux.
+def follow_parent(worker: int) -> None:
+    """Leave signals to the process that started this one, and end when it does.
 
-    A worker whose parent was killed may otherwise wait for ever on a queue that nobody reads, and
-    keep what it holds of /dev/shm.
+    Job systems, launchers and terminals send a signal to all processes of a run, which still needs
+    its loaders for the step that it finishes. A worker whose parent was killed may otherwise wait
+    for ever on a queue that nobody reads, and keep what it holds of /dev/shm; only Linux tells it.
     """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that ask a run to stop."""
 
 
 class StreamDataModule(LightningDataModule):
@@ -88,7 +93,7 @@ class StreamDataModule(LightningDataModule):
                 "persistent_workers": True,
                 # Sooner than the whole process gives up, which it does with less grace.
                 "timeout": 0.8 * self.stall_timeout,
-                "worker_init_fn": die_with_parent,
+                "worker_init_fn": follow_parent,
             }
             if workers
             else {}

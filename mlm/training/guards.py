@@ -21,6 +21,7 @@ from pytorch_lightning import Callback
 
 from mlm.console import say
 from mlm.errors import RunError, UserError
+from mlm.memory import ran_out
 from mlm.training.base import SumLossModule
 from mlm.training.checkpoint_io import latest_checkpoint
 from mlm.training.clock import Clock
@@ -31,7 +32,6 @@ from mlm.training.stall import EndStalled
 T = TypeVar("T")
 
 _DISK_FULL = re.compile("No space left|PytorchStreamWriter failed|Disk quota exceeded")
-_NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
 _WORKER_GONE = re.compile(
     r"DataLoader worker \(pid.*?\) (exited unexpectedly|is killed.*?)(?=\W|$)"
 )
@@ -39,7 +39,9 @@ _WORKER_STUCK = re.compile(r"DataLoader timed out")
 _RANK_GONE = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|NCCL"
 )
-_GO_ON = "go on with --resume auto"
+GO_ON = "go on with the same options and --resume auto"
+"""What to do about a run that ended too soon."""
+
 
 # What Lightning raises where it finds settings that it cannot run, some of them only as it begins.
 REFUSALS = (MisconfigurationException,)
@@ -201,7 +203,7 @@ def explain(error: Exception) -> Exception | None:
     text = f"{error} {error.__cause__ or ''}"
     if isinstance(error, REFUSALS):
         return UserError(f"trainer: {str(error).splitlines()[0]}")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(text):
+    if ran_out(error):
         return OutOfMemoryError(
             "out of memory: compute fewer rows at once with --trainer.accumulate_grad_batches 2 "
             "(or 4, 8, …; the same batch, the same loss) or let --on_oom split find the number; "
@@ -210,26 +212,26 @@ def explain(error: Exception) -> Exception | None:
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or _DISK_FULL.search(text):
         if isinstance(error, OSError) and error.filename:
-            return UserError(f"{error.filename}: the disk is full; free some space and {_GO_ON}")
+            return UserError(f"{error.filename}: the disk is full; free some space and {GO_ON}")
         return UserError(
             "the disk is full, or else /dev/shm, which loader processes need; free some space and "
-            + _GO_ON
+            + GO_ON
         )
     match = _WORKER_GONE.search(text)
     if match or _broke_off(error):
         what = match[0] if match else f"a DataLoader worker is gone ({error})"
         return RunError(
             f"{what}; it was probably killed for memory (see --data.num_workers, and the size "
-            f"of /dev/shm); {_GO_ON}"
+            f"of /dev/shm); {GO_ON}"
         )
     if _WORKER_STUCK.search(text):
         return RunError(
             "a loader process has given nothing for as long as --stall_timeout allows; is the disk "
-            f"of the data still there? {_GO_ON}"
+            f"of the data still there? {GO_ON}"
         )
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if distributed and isinstance(error, RuntimeError) and _RANK_GONE.search(text):
-        return RunError(f"another process of this run is gone or does not answer; {_GO_ON}")
+        return RunError(f"another process of this run is gone or does not answer; {GO_ON}")
     return None
 
 

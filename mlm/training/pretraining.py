@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from mlm.checkpoint import read_folder, save_folder, start_masked_lm
+from mlm.checkpoint import ModelFolder, read_folder, save_folder, start_masked_lm
 from mlm.data.extension import extends
 from mlm.data.keys import check_seed
 from mlm.data.packing import num_rows
@@ -28,13 +28,13 @@ from mlm.training.anomaly import naming_anomalies
 from mlm.training.batches import check_pairs, row_lengths
 from mlm.training.budget import Spent, check_budget
 from mlm.training.callbacks import EndOfBudget, MakeUpValidation, StepMetrics, StopOnSignal
-from mlm.training.checkpoint_io import FolderCheckpointIO, without_prefix
+from mlm.training.checkpoint_io import FolderCheckpointIO, check_same_kind, without_prefix
 from mlm.training.checkpoints import CheckpointOptions, Checkpoints
 from mlm.training.compiling import check_compile
 from mlm.training.data_options import DataOptions, Share
 from mlm.training.datamodule import PretrainingDataModule
 from mlm.training.flops import objective_flops, peak_flops
-from mlm.training.guards import GuardOptions, guard, guard_callbacks, guarded
+from mlm.training.guards import GO_ON, GuardOptions, guard, guard_callbacks, guarded
 from mlm.training.guesses import log_guesses
 from mlm.training.logging import LoggingOptions, build_loggers, close_loggers, say
 from mlm.training.module import PretrainingModule
@@ -151,7 +151,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     save = _ModelSaver(model.config, store.tokenizer_dir, module)
     step = resumed_step(checkpoint, settings["resume"])
     loggers = build_loggers(LoggingOptions(**settings["logging"]), run_dir, resolved, step)
-    files = FolderCheckpointIO(save)
+    files = FolderCheckpointIO(save, save.check)
     trainer = build_trainer(
         trainer_settings,
         [
@@ -179,7 +179,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
         log_guesses(module, store, data.sequence_length, loggers)
     close_loggers(loggers)
     if module.stop_agreed:
-        say(f"stopped after step {module.spent.steps}; go on with --resume auto")
+        say(f"stopped after step {module.spent.steps}; {GO_ON}")
         raise SystemExit(143)
     module.clock.close()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -293,3 +293,7 @@ class _ModelSaver:
             info=info,
             card=card,
         )
+
+    def check(self, folder: ModelFolder) -> None:
+        """Refuse a checkpoint that the run cannot go on from."""
+        check_same_kind(folder, self.config, self.tokenizer)

@@ -45,7 +45,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(rows, tmp_path):
     done = in_a_file_system(["sh", "-c", both], str(run.run_dir), megabytes=2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("mlm:")]
     assert "the disk is full" in errors[-1]
-    assert errors[-1].endswith("go on with --resume auto")
+    assert errors[-1].endswith("go on with the same options and --resume auto")
     assert "Traceback" not in done.stderr
     assert "ended 2" in done.stdout
     names = done.stdout.split()
@@ -82,7 +82,8 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_143(number, moment, rows
     run = Run(rows, tmp_path / "run", words)
     ended = run.finish(run.start(signal=number, **{moment: 3}))
     assert ended.code == 143, ended.output
-    assert "go on with --resume auto" in ended.output
+    assert "mlm: stopping after this step" in ended.output
+    assert "go on with the same options and --resume auto" in ended.output
     assert "Traceback" not in ended.output
     last = max(run.steps())
     assert latest_checkpoint(run.run_dir / "checkpoints").name == f"step_{last:08d}"
@@ -95,10 +96,23 @@ def test_a_second_signal_leaves_at_once(rows, tmp_path):
     run.wait_for(1, process)
     begin = time.monotonic()
     run.kill(process, signal.SIGTERM)
-    time.sleep(0.1)
+    time.sleep(1.2)
     run.kill(process, signal.SIGTERM)
     assert run.finish(process).code == -signal.SIGTERM
     assert time.monotonic() - begin < 2.5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_all_processes_twice_at_once_is_one_stop(number, rows, tmp_path):
+    run = Run(rows, tmp_path / "run", "--budget 500steps --data.num_workers 2")
+    process = run.start(training=3, workers=number, signal=number)
+    run.wait_for(2, process)
+    run.kill(process, number)
+    ended = run.finish(process)
+    assert ended.code == 143, ended.output
+    assert "Traceback" not in ended.output
+    last = max(run.steps())
+    assert latest_checkpoint(run.run_dir / "checkpoints").name == f"step_{last:08d}"
 
 
 def test_a_killed_loader_process_is_one_line_and_the_run_goes_on(rows, tmp_path):
