@@ -61,7 +61,7 @@ RECIPES: dict[str, str] = {
     "cosine": "--optimizer.schedule cosine",
     "stable, cooldown of 30 %": "--optimizer.schedule wsd",
     "stable, cooldown of 60 %": "--optimizer.schedule wsd --optimizer.cooldown 0.6",
-    "one cycle": "--optimizer.warmup 0.5",
+    "one cycle": "--optimizer.schedule one_cycle",
     "batches of 32": "--data.batch_size 32",
     "batches of 128": "--data.batch_size 128",
     "batches from 32 to 128": "--data.batch_size 128 --data.batch_size_start 32",

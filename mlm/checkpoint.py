@@ -125,8 +125,7 @@ def save_folder(
             tokenizer do not fit ``config``.
     """
     directory = Path(directory)
-    if directory.exists() and not _is_replaceable(directory):
-        raise UserError(f"{directory}: holds something other than a model; choose another place")
+    check_replaceable(directory)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     pooling = info.get("pooling")
     native = native_class(config, head, pooling, info.get("layers", 1))
@@ -314,13 +313,24 @@ def build_encoder(folder: ModelFolder) -> Encoder:
     return encoder.eval()
 
 
-def _is_replaceable(directory: Path) -> bool:
-    if not directory.is_dir():
-        return False
-    are_files = {path.name: path.is_file() for path in directory.iterdir()}
+def check_replaceable(directory: Path) -> None:
+    """Refuse a place for a model folder where something else stands, which would be lost.
+
+    Raises:
+        UserError: so; names what is in the way.
+    """
+    if not directory.exists():
+        return
+    found = sorted(directory.iterdir()) if directory.is_dir() else [directory]
     # A folder inside is somebody's work: checkpoints of a Trainer, a repository's history.
-    is_model = {"config.json", "model.safetensors"} <= are_files.keys() and all(are_files.values())
-    return not are_files or is_model
+    in_the_way = [path for path in found if not path.is_file()]
+    if not {"config.json", "model.safetensors"} <= {path.name for path in found}:
+        in_the_way += found
+    if in_the_way:
+        raise UserError(
+            f"{directory}: holds something other than a model ({in_the_way[0].name}); take that "
+            "away, or choose another place"
+        )
 
 
 def _refuse_what_is_no_model(directory: Path) -> None:

@@ -4,8 +4,9 @@ Only the chosen command's module is imported, so that ``mlm --help`` answers at 
 module has ``add_arguments(parser) -> None`` and ``run(args) -> None``; see `mlm.arguments` for what
 a parser and its values offer.
 
-Exit codes: 0 done, 2 the caller's mistake (one line, no traceback), 143 stopped by SIGTERM, 130
-interrupted from the keyboard, 1 anything else (one line where it is the machine's doing).
+Exit codes: 0 done, 2 the caller's mistake (one line, no traceback), 143 stopped by SIGTERM, or a
+training that was asked to stop and saved its state, 130 interrupted from the keyboard, 1 anything
+else (one line where it is the machine's doing).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from mlm import __version__
+from mlm.console import say
 from mlm.errors import RunError, UserError
 from mlm.memory import restart_without_small_caches
 
@@ -142,7 +144,7 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print("mlm:", " ".join(message.splitlines()), file=sys.stderr)
+    say(message)
     return code
 
 

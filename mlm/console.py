@@ -4,8 +4,9 @@ import sys
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print("mlm:", " ".join(message.split()), file=sys.stderr, flush=True)
+    """One line on stderr, written at once, so that those of several ranks do not mix."""
+    sys.stderr.write(f"mlm: {' '.join(message.split())}\n")
+    sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

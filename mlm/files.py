@@ -6,6 +6,8 @@ same folder takes it away.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import secrets
@@ -16,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mlm.console import say
+from mlm.errors import UserError
+
 
 def stays_inside(name: str) -> bool:
     """Whether ``name``, as a manifest has it, is that of something below the manifest's folder.
@@ -25,6 +30,20 @@ def stays_inside(name: str) -> bool:
     """
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a file that `atomic_file` could not write, before any work is done for it.
+
+    Raises:
+        UserError: it is a folder, or the folder that it is to stand in cannot be written in.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: {folder} is no folder that can be written in; choose another")
 
 
 @contextmanager
@@ -129,6 +148,29 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+# What some network file systems say of locks.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+def take_lock(descriptor: int, folder: Path, wait: bool = False) -> None:
+    """Lock an open file against other processes; where there are no locks, say so and go on.
+
+    Args:
+        descriptor: of the file, open for writing.
+        folder: what the lock is for, to be named.
+        wait: for the process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one does not wait.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        say(f"no locks on this file system; see to it that only one run writes in {folder}")
 
 
 def _is_alive(pid: int) -> bool:

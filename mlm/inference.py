@@ -30,7 +30,7 @@ class FillMask:
 
     Args:
         directory: a pretrained model's folder, such as ``runs/x/model``.
-        device: `auto`, `cpu`, `cuda` or `mps`.
+        device: `auto`, `cpu`, `cuda` or `mps`, or a `torch.device`.
 
     Raises:
         UserError: no such folder, a damaged one, or a model with another head.
@@ -39,13 +39,13 @@ class FillMask:
     [{'text': 'The [MASK] sat.', 'masks': [[{'token': 'cat', 'score': 0.31}]]}]
     """
 
-    def __init__(self, directory: str | Path, device: str = "auto") -> None:
+    def __init__(self, directory: str | Path, device: str | torch.device = "auto") -> None:
         folder = read_folder(directory)
         self.tokenizer = folder.tokenizer
         self.model = build_masked_lm(folder).to(choose_device(device))
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str = "auto") -> Self:
+    def from_pretrained(cls, directory: str | Path, device: str | torch.device = "auto") -> Self:
         """The same, by the name that people know."""
         return cls(directory, device)
 
@@ -64,7 +64,7 @@ class Embedder:
             the folder says, as those of sentence-transformers do, else the mean.
         normalize: scale every vector to length 1, so that a dot product is the cosine; None is what
             the folder says, else no.
-        device: `auto`, `cpu`, `cuda` or `mps`.
+        device: `auto`, `cpu`, `cuda` or `mps`, or a `torch.device`.
 
     Raises:
         UserError: no such folder, a damaged one, or an unknown pooling.
@@ -78,7 +78,7 @@ class Embedder:
         directory: str | Path,
         pooling: str | None = None,
         normalize: bool | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
     ) -> None:
         if pooling is not None:
             look_up(POOLINGS, pooling, "pooling")
@@ -96,7 +96,7 @@ class Embedder:
         directory: str | Path,
         pooling: str | None = None,
         normalize: bool | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
     ) -> Self:
         """The same, by the name that people know."""
         return cls(directory, pooling, normalize, device)

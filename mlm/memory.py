@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
 
     A step of training, or of answering, frees and asks for the same hundreds of megabytes again. By
     default glibc maps each large block anew, and the system clears every page of it on first touch:
-    on two CPU cores that was measured to cost up to four fifths of the time. The price is that the
+    on two CPU cores that was measured to cost more than half of the time. The price is that the
     process stays as large as its largest moment, so `mlm prepare`, which reads and writes, does
     without.
 

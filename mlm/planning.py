@@ -24,6 +24,7 @@ from torch import nn
 
 from mlm.data.store import TokenStore
 from mlm.errors import UserError
+from mlm.memory import ran_out
 from mlm.model.config import SIZES, EncoderConfig, preset
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
@@ -164,8 +165,10 @@ def plans(
         config = preset("modern", size, vocab_size=store.vocab_size, activation=ACTIVATION)
         try:
             speed = measured_speed(config, store, probing / len(SIZES), device, bf16, length)
-        except torch.OutOfMemoryError:
-            return
+        except Exception as error:
+            if ran_out(error):
+                return
+            raise
         found = plan(size, config, speed, seconds, length)
         if found.steps < _FEWEST_STEPS:
             if best < math.inf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from mlm.checkpoint import read_folder
+from mlm.checkpoint import check_replaceable, read_folder
 from mlm.data.keys import check_seed
 from mlm.errors import UserError
 from mlm.files import atomic_folder
@@ -76,10 +77,14 @@ def _finetune(settings: dict[str, Any]) -> dict[str, Any]:
         choose_checkpoint(run_dir, "never")  # refuses the folder before the long work
     elif settings["resume"] != "auto" and several:
         raise UserError("--resume: with several --seeds or a --search only auto can go on")
+    elif several:
+        check_replaceable(run_dir / "model")  # where the best one's goes
     count_workers(settings, number)  # mistakes before the long work
     prepared = prepare(settings)
-    if settings["search"] == "none" and number == 1:
-        return run_seed(prepared, prepared.settings)
+    if not several:
+        (result,) = _train(prepared, settings, lambda settings: [dict(settings)])
+        _warn_of_collapse([result])
+        return result
     results: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     if settings["search"] != "none":
@@ -107,8 +112,14 @@ def _train(
     """
     jobs = jobs_of(settings)
     if jobs and (workers := count_workers(settings, len(jobs))) > 1:
-        return train_in_processes(jobs, workers)
-    return [run_seed(prepared, job) for job in jobs_of(prepared.settings)]
+        results = train_in_processes(jobs, workers)
+    else:
+        results = [run_seed(prepared, job) for job in jobs_of(prepared.settings)]
+    # One that was finished says where its model was then, and may have been moved since.
+    return [
+        result and result | {"model": str(Path(job["run_dir"]) / "model")}
+        for result, job in zip(results, jobs, strict=True)
+    ]
 
 
 def _choose(
@@ -124,7 +135,7 @@ def _choose(
         )
     ]
     cells = [[f"{v:.4f}" if k == monitor else str(v) for k, v in row.items()] for row in table]
-    say(f"search:\n{as_text([list(table[0]), *cells])}")
+    _show("search", [list(table[0]), *cells])
     _warn(
         f"the best of {len(table)} on these rows is flattered by the choice; score it on others "
         "(mlm evaluate)"
@@ -221,26 +232,44 @@ def _keep_best(
         return {}
     best = results[best_of(results, monitor, prepared.task.higher_is_better(monitor))]
     parts = {"model": True, "adapter": prepared.lora, "report": prepared.settings["report"]}
-    for name in (name for name, wanted in parts.items() if wanted):
-        source = Path(best["model"]).with_name(name)
-        if not source.is_dir():  # a report that was not wanted yet when that run ended
-            _warn(f"{source}: is not there")
-            continue
-        with atomic_folder(run_dir / name) as draft:
-            shutil.copytree(source, draft, dirs_exist_ok=True)
+    _take_over([n for n, wanted in parts.items() if wanted], Path(best["model"]).parent, run_dir)
     model = {"model": str(run_dir / "model")}
     if len(results) == 1:
         summary = {**best, **model}
     else:
         summary = {**model, "monitor": monitor, "best_seed": best["seed"], **summarise(results)}
-        if collapsed := summary["collapsed"]:
-            _warn(
-                f"collapsed, with one answer for all rows: {len(collapsed)} of {len(results)} "
-                f"runs, seeds {', '.join(map(str, collapsed))}; they count in the means"
-            )
+    _warn_of_collapse(results)
     write_config(run_dir, prepared.settings)
     write_json(run_dir / "results.json", summary | ({"search": table} if table else {}))
     return summary
+
+
+def _take_over(names: Sequence[str], best: Path, run_dir: Path) -> None:
+    """Copy the folders of ``names`` from the best run's folder to ``run_dir``."""
+    there = [name for name in names if (best / name).is_dir()]
+    for name in (name for name in names if name not in there):
+        if name != "report":
+            raise UserError(
+                f"{best / name}: is not there any more; take {best} away too, and --resume auto "
+                "trains that run again"
+            )
+        _warn(f"{best / name}: is not there")  # it was not wanted yet when that run ended
+    for name in there:
+        with atomic_folder(run_dir / name) as draft:
+            shutil.copytree(best / name, draft, dirs_exist_ok=True)
+
+
+def _warn_of_collapse(results: Sequence[Mapping[str, Any]]) -> None:
+    """Name the runs that give one answer for all rows; another rank than the first has none."""
+    collapsed = [str(result["seed"]) for result in results if result.get("collapsed")]
+    what = "collapsed, with one answer for all rows"
+    if collapsed and len(results) == 1:
+        _warn(f"{what}: try another --seed, a lower --optimizer.lr or more steps")
+    elif collapsed:
+        _warn(
+            f"{what}: {len(collapsed)} of {len(results)} runs, seeds {', '.join(collapsed)}; they "
+            "count in the means"
+        )
 
 
 def _resolved(task: Task) -> dict[str, Any]:
@@ -253,6 +282,11 @@ def _resolved(task: Task) -> dict[str, Any]:
         "max_length": found.max_length,
         **{n: getattr(found, n) for n, group in SPECIFIC.items() if group == "data"},
     }
+
+
+@rank_zero_only
+def _show(name: str, table: Sequence[Sequence[str]]) -> None:
+    print(f"{name}:\n{as_text(table)}", file=sys.stderr)
 
 
 @rank_zero_only

@@ -207,9 +207,9 @@ class LoraOptions:
 class CheckpointOptions:
     """What is kept of a run, and when it ends early."""
 
-    every_n_steps: int | None = None
-    """Save a checkpoint every so many steps; null saves at the end only. Before a cooldown is saved
-    anyway."""
+    every_n_steps: int | None = 500
+    """Save a checkpoint every so many steps, for a run that is killed to go on from; null saves at
+    the end only. Before a cooldown is saved anyway."""
     keep: int = 1
     """How many checkpoints stay; older ones are removed."""
     monitor: str | None = None

@@ -32,7 +32,7 @@ def label_text(value: Any) -> str | None:
     >>> [label_text(v) for v in ("positive", 1, 1.0, True, " ", None)]
     ['positive', '1', '1', 'true', None, None]
     """
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    if is_empty(value):
         return None
     if isinstance(value, bool):
         return str(value).lower()
@@ -41,6 +41,11 @@ def label_text(value: Any) -> str | None:
     if isinstance(value, str | int):
         return str(value)
     raise TypeError(f"{value!r} is not a class")
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds no label."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -91,7 +96,12 @@ class TextClassification(LongTextTask):
             remarks.append(f"{rows.path}: one example only of {listed(single)}")
         if missing := [label for label in self.settings.labels if counts[label] == 0]:
             remarks.append(f"{rows.path}: no example of {listed(missing)}")
-        return remarks
+        if doubtful := alike(self.settings.labels):
+            remarks.append(
+                f"{rows.path}: {listed(doubtful)} differ by white space alone, and are classes of "
+                "their own; strip them"
+            )
+        return remarks + self._remarks_on_texts(rows)
 
     def targets(self, rows: Rows) -> list[int]:
         """The place of each row's label in `labels`, and beyond them if it is not there."""
@@ -101,15 +111,17 @@ class TextClassification(LongTextTask):
         return [places[label] for label in labels]
 
     def remarks(self, rows: Rows) -> list[str]:
-        """One line where ``rows`` have labels that the model cannot predict."""
+        """A line where ``rows`` have labels that the model cannot predict, or empty texts."""
         counts = Counter(self._label_texts(rows))
         unknown = sort_labels(label for label in counts if label not in self.settings.labels)
+        remarks = self._remarks_on_texts(rows)
         if not unknown:
-            return []
+            return remarks
         wrong = sum(counts[label] for label in unknown)
         return [
             f"{rows.path}: {listed(unknown)} not among the labels trained on; "
-            f"{wrong} of {rows.table.num_rows} rows count as wrong"
+            f"{wrong} of {rows.table.num_rows} rows count as wrong",
+            *remarks,
         ]
 
     def build_head(self, config: EncoderConfig, dropout: float = 0.0) -> nn.Module:
@@ -223,18 +235,29 @@ class TextClassification(LongTextTask):
     def _known(self) -> tuple[str, ...]:
         return (*self.settings.labels, *self.unseen)
 
+    def _remarks_on_texts(self, rows: Rows) -> list[str]:
+        """One line where there is nothing in the texts of some rows, and so nothing to tell."""
+        empty = sum(not all(text.strip() for text in texts) for texts in self.inputs(rows))
+        total = rows.table.num_rows
+        return [f"{rows.path}: {empty:,} of {total:,} rows have an empty text"] if empty else []
+
     def _label_texts(self, rows: Rows) -> list[str]:
         """The label column as texts; empty ones and those outside a given list are refused."""
         column = self.settings.label_column
-        labels = []
-        for row, value in enumerate(rows.values(column), start=1):
+        labels: list[str] = []
+        values = rows.values(column)
+        for row, value in enumerate(values, start=1):
             where = f"{rows.path}: row {row}: column {column!r}"
             try:
                 label = label_text(value)
             except TypeError as error:
                 raise UserError(f"{where}: {error}; for numbers use --task regression") from None
             if label is None:
-                raise UserError(f"{where}: the label is empty")
+                empty = sum(map(is_empty, values))
+                raise UserError(
+                    f"{where}: the label is empty ({empty:,} of {len(values):,} rows have none); "
+                    "drop or fill them"
+                )
             if self.given and label not in self.settings.labels:
                 known = listed(self.settings.labels)
                 raise UserError(
@@ -250,6 +273,16 @@ def check_given(labels: Sequence[str], option: str = "data.labels", least: int =
         raise UserError(f"{option}: {listed(repeated)} stands there twice")
     if len(labels) < least:
         raise UserError(f"{option}: a classifier needs {least} classes or more")
+
+
+def alike(labels: Sequence[str]) -> list[str]:
+    """Those that white space alone tells from another one.
+
+    >>> alike(["neg", "pos", "pos "])
+    ['pos', 'pos ']
+    """
+    stripped = Counter(label.strip() for label in labels)
+    return [label for label in labels if stripped[label.strip()] > 1]
 
 
 def listed(labels: Sequence[str]) -> str:

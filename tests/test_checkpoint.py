@@ -150,7 +150,7 @@ def test_replacing_keeps_the_old_folder_until_the_new_one_is_whole(tmp_path, mon
 
 def test_what_is_not_a_model_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="something other than a model"):
+    with pytest.raises(UserError, match=r"something other than a model \(thesis\.tex\)"):
         save_masked_lm(tmp_path, small_config("modern"))
     with pytest.raises(UserError, match="something other than a model"):
         save_masked_lm(tmp_path / "thesis.tex", small_config("modern"))
@@ -159,7 +159,7 @@ def test_what_is_not_a_model_is_never_replaced(tmp_path):
     save_masked_lm(trained, small_config("modern"))
     save_masked_lm(trained, small_config("modern"))
     save_masked_lm(trained / "checkpoint-500", small_config("modern"))
-    with pytest.raises(UserError, match="something other than a model"):
+    with pytest.raises(UserError, match=r"something other than a model \(checkpoint-500\)"):
         save_masked_lm(trained, small_config("modern"))
     assert (trained / "checkpoint-500" / "model.safetensors").is_file()
 

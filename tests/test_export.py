@@ -117,6 +117,14 @@ def test_the_older_keys_are_there(tmp_path, capsys):
     assert read_folder(tmp_path / "st").head == "encoder"
 
 
+def test_no_text_is_longer_than_the_positions(tmp_path, capsys):
+    info = {"sentence_vectors": {"max_length": 500}}
+    save_encoder(tmp_path / "m", small_config("bert"), info)
+    export(tmp_path / "m", tmp_path / "st", "--format", "sentence-transformers", capsys=capsys)
+    limits = json.loads((tmp_path / "st" / "sentence_bert_config.json").read_text())
+    assert limits["max_seq_length"] == 64
+
+
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     save_masked_lm(tmp_path / "m", small_config("bert", position="sinusoidal"))
     words = ["export", "--model", str(tmp_path / "m"), "--format", "sentence-transformers"]

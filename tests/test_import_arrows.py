@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "mlm.errors": [],
     "mlm.batch": [],
     "mlm.memory": [],
-    "mlm.files": ["mlm.errors"],
+    "mlm.files": ["mlm.errors", "mlm.console"],
     "mlm.console": ["mlm.errors"],
     "mlm.model": ["mlm.batch", "mlm.errors"],
     "mlm.data": ["mlm.batch", *TOOLS],

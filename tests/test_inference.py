@@ -11,6 +11,7 @@ from mlm.batch import length_batches, ragged
 from mlm.checkpoint import load_masked_lm
 from mlm.cli import main
 from mlm.errors import UserError
+from mlm.training.precision import choose_device
 
 LONG = "the " * 200
 
@@ -55,6 +56,35 @@ def test_one_text_is_a_list_of_one_and_top_k_has_bounds(folder):
         fill(["The [MASK] sat.", LONG])
     with pytest.raises(UserError, match="text 1: is not valid Unicode"):
         fill("\udcff [MASK]")
+
+
+def test_a_device_of_torchs_is_one_too(folder):
+    cpu = torch.device("cpu")
+    assert FillMask(folder, cpu)("a [MASK]") == FillMask(folder, "cpu:0")("a [MASK]")
+    assert np.array_equal(Embedder(folder, device=cpu)("a"), Embedder(folder, device="cpu")("a"))
+
+
+@pytest.mark.parametrize(
+    ("device", "choices"),
+    [
+        *((f"cpu:{n}", "cpu, cpu:0") for n in ("", "x", "1")),
+        ("auto:1", "cpu, cpu:0"),
+        *((f"cuda:{n}", "cuda, cuda:0, cuda:1") for n in ("", "x", "2", "9", "01", "-1")),
+    ],
+)
+def test_a_number_that_no_device_has_is_one_line(device, choices, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=f"^--device: {device} is not here; choose {choices}$"):
+        choose_device(device)
+
+
+def test_a_number_of_a_device(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    words = ["cpu", "cpu:0", "cuda", "cuda:1", "gpu:0", "auto:1", torch.device("cuda", 1)]
+    found = ["cpu", "cpu", "cuda", "cuda:1", "cuda:0", "cuda:1", "cuda:1"]
+    assert [choose_device(word) for word in words] == found
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
@@ -108,13 +138,16 @@ def run(capsys, *words) -> tuple[int, list[dict], str]:
 
 
 def test_fill_mask_prints_json_lines(folder, capsys):
-    texts = ["The [MASK] sat.", "naïve 東京"]
+    texts = ["The [MASK] sat.", "naïve [MASK] 東京"]
     code, lines, _ = run(capsys, "fill-mask", "--model", folder, *texts, "--top_k", 2)
     assert code == 0
     assert lines == FillMask(folder)(texts, top_k=2)
+    *_, error = run(capsys, "fill-mask", "--model", folder, texts[0], "The <mask> sat.")
+    assert error == "mlm: text 2 has no mask; this model's is '[MASK]'\n"
     for words in (
         ("fill-mask", "--model", folder / "none", "x"),
         ("fill-mask", "--model", folder, LONG),
+        ("fill-mask", "--model", folder, "The [MASK] sat.", "The <mask> sat."),
         ("fill-mask", "--model", folder),
         ("fill-mask", "--model", folder, "x", "--top_k", 0),
     ):

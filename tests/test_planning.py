@@ -1,6 +1,7 @@
 """Plans: a law that fits what was measured, sizes in order, and a file that trains."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -115,15 +116,32 @@ def test_mistakes_are_named(store, tmp_path, words, named, capsys):
     assert not (tmp_path / "plan.yaml").exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_minute(store, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for place, named in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.yaml", "no folder")):
+        words = ["--store", str(store), "--budget", "1h", "--output", str(place)]
+        began = time.monotonic()
+        assert main(["plan", *words]) == 2
+        assert time.monotonic() - began < 30  # of a minute
+        assert named in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_what_is_not_there_or_too_small_is_named(store, monkeypatch, capsys):
     words = ["plan", "--store", str(store), "--budget", "1h", "--probe", "0.3"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main([*words, "--accelerator", "gpu"]) == 2
     assert "--accelerator: gpu is not here" in capsys.readouterr().err
 
-    def nothing_fits(*_):
-        raise torch.OutOfMemoryError
+    # As CUDA and a CPU's allocator say it.
+    for error in (
+        torch.OutOfMemoryError(),
+        RuntimeError("you tried to allocate: not enough memory"),
+    ):
 
-    monkeypatch.setattr("mlm.planning.measured_speed", nothing_fits)
-    assert main(words) == 2
-    assert "not even the smallest size fits" in capsys.readouterr().err
+        def nothing_fits(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("mlm.planning.measured_speed", nothing_fits)
+        assert main(words) == 2
+        assert "not even the smallest size fits" in capsys.readouterr().err

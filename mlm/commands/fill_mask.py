@@ -7,6 +7,7 @@ import json
 import jsonargparse
 
 from mlm.arguments import add_model_path
+from mlm.errors import UserError
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -19,7 +20,14 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 def run(args: jsonargparse.Namespace) -> None:
     """Print one JSON object a text, in their order."""
+    from mlm.data.tokenizer import special_ids
     from mlm.inference import FillMask
 
-    for answer in FillMask(args.model.path)(args.texts, args.top_k):
+    fill = FillMask(args.model.path)
+    answers = fill(args.texts, args.top_k)
+    for number, answer in enumerate(answers, start=1):
+        if not answer["masks"]:
+            mask = fill.tokenizer.id_to_token(special_ids(fill.tokenizer).mask)
+            raise UserError(f"text {number} has no mask; this model's is {mask!r}")
+    for answer in answers:
         print(json.dumps(answer, ensure_ascii=False))

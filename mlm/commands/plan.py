@@ -27,6 +27,7 @@ def run(args: jsonargparse.Namespace) -> None:
     from mlm.console import duration, say
     from mlm.data.store import TokenStore
     from mlm.errors import UserError, look_up
+    from mlm.files import check_writable
     from mlm.memory import keep_freed_memory
     from mlm.planning import MEASURED, fit, largest_error, plans
     from mlm.training.budget import parse_budget
@@ -44,6 +45,8 @@ def run(args: jsonargparse.Namespace) -> None:
     if device == "cuda" and not has_cuda:
         raise UserError(f"--accelerator: {args.accelerator} is not here; choose cpu, or auto")
     bf16 = resolve_precision("auto", device).startswith("bf16")
+    if args.output is not None:
+        check_writable(args.output)
     store = TokenStore.open(args.store)
     found = []
     for one in plans(store, budget.amount, args.probe, device, bf16):
@@ -79,6 +82,7 @@ def write(output: str, budget: str, store: str, device: str, best: object) -> No
         "model": {"family": "modern", "size": best.size, "activation": ACTIVATION},
         "data": {"sequence_length": 128, "batch_size": best.batch_size},
         "optimizer": {"name": "muon", "lr": round(best.lr, 6)},
+        "on_oom": "split",  # measured with fewer rows
     }
     if device == "cuda":
         settings["compile"] = True
@@ -87,7 +91,8 @@ def write(output: str, budget: str, store: str, device: str, best: object) -> No
         f"# command:  mlm pretrain --config {output} --store {store} --run_dir runs/planned\n"
         f"# time:     {budget}\n"
         f"# expected: validation loss {best.loss:.2f} ({best.steps:,} steps, "
-        f"{best.tokens / 1e6:.1f} M tokens)\n"
+        f"{best.tokens / 1e6:.1f} M tokens), by a law fitted to runs on English text that was\n"
+        "#           read a few times; see mlm/planning.py\n"
     )
     with atomic_file(output) as draft:
         draft.write_text(head + to_yaml(settings), encoding="utf-8")

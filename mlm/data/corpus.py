@@ -7,17 +7,23 @@ nothing but white space is no paragraph, but it is not blank either. Tables: a r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mlm.data.progress import say
 from mlm.data.readers import OPENERS, READERS, CorpusCounts, Paragraphs, Rules, read_hub
 from mlm.errors import UserError
 
 PIECE = 1 << 16
 """Characters in a piece of a document, roughly; at most twice as many."""
 
-_KNOWN_KINDS = f"a corpus is made of {', '.join(READERS)} (all but the last also .xz or .gz)"
+_KINDS = f"{', '.join(READERS)} (all but the last also .xz or .gz)"
+_KNOWN_KINDS = f"a corpus is made of {_KINDS}"
+
+_MOST_ENDINGS = 5
+"""Endings that are named of the files that a folder has in vain."""
 
 
 class Piece(NamedTuple):
@@ -74,21 +80,26 @@ def read_pieces(sources: Sequence[str], rules: Rules) -> Iterator[Piece]:
 def find_sources(paths: Sequence[str | Path]) -> tuple[str, ...]:
     """The files that ``paths`` stand for: folders are walked in sorted order, all the way down.
 
-    What a folder holds of other kinds, or hides behind a dot, is passed over.
+    What a folder holds of other kinds is passed over, and a line says so; what it hides behind a
+    dot is passed over in silence.
 
     Raises:
         UserError: a path that is missing, no file or of an unknown kind, or a folder without any.
     """
     sources: list[str] = []
+    remarks: list[str] = []
     for name in map(str, paths):
         path = Path(name)
         if name.startswith("hub:"):
             sources.append(name)
         elif path.is_dir():
-            found = _walk(path, set())
+            files = _walk(path, set())
+            found = [file for file in files if kind_of(file) in READERS]
             if not found:
                 raise UserError(f"{name}: no corpus file in this folder; {_KNOWN_KINDS}")
             sources += map(str, found)
+            if others := Counter(_ending(file) for file in files if kind_of(file) not in READERS):
+                remarks.append(f"{name}: {_passed_over(others)}; read are {_KINDS}")
         elif not path.exists():
             raise UserError(f"{name}: no such file or folder")
         elif kind_of(path) not in READERS:
@@ -100,11 +111,13 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[str, ...]:
     for source in sources:
         if not source.startswith("hub:") and not Path(source).is_file():
             raise UserError(f"{source}: is no file; a broken link, or a pipe?")
+    for line in remarks:
+        say(line)
     return tuple(sources)
 
 
 def _walk(folder: Path, above: set[Path]) -> list[Path]:
-    """The corpus files under ``folder``; a link to a folder ``above`` it leads nowhere new."""
+    """The files under ``folder``; a link to a folder ``above`` it leads nowhere new."""
     above = {*above, folder.resolve()}
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):
@@ -112,9 +125,29 @@ def _walk(folder: Path, above: set[Path]) -> list[Path]:
             continue
         if entry.is_dir():
             found += [] if entry.resolve() in above else _walk(entry, above)
-        elif kind_of(entry) in READERS:
+        else:
             found.append(entry)
     return found
+
+
+def _passed_over(endings: Counter[str]) -> str:
+    """How many files there are of each ending, of many endings the commonest.
+
+    >>> _passed_over(Counter({".md": 1, ".json": 2}))
+    '3 files passed over: .json 2, .md 1'
+    """
+    total = endings.total()
+    commonest = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{ending} {count:,}" for ending, count in commonest[:_MOST_ENDINGS])
+    more = f" and {len(endings) - _MOST_ENDINGS} more" if len(endings) > _MOST_ENDINGS else ""
+    return f"{total:,} {'file' if total == 1 else 'files'} passed over: {shown}{more}"
+
+
+def _ending(path: Path) -> str:
+    """What a file that no reader takes is counted by: with what is packed, as in `.jsonl.zst`."""
+    endings = Path(path.name.lower()).suffixes
+    packed = len(endings) > 1 and (endings[-2] in READERS or endings[-1] in OPENERS)
+    return "".join(endings[-2:] if packed else endings[-1:]) or "no ending"
 
 
 def has_columns(source: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mlm.data.corpus import kind_of
+from mlm.data.readers import OPENERS
 from mlm.data.store import sha256
 from mlm.data.tokenizer import tokenizer_hash
 from mlm.errors import UserError
@@ -78,6 +79,11 @@ def _is_same(old: dict[str, Any], source: str) -> bool:
     if all(old.get(key) == value for key, value in new.items()):
         return True
     # Moved or touched perhaps; another ending would be read in another way.
-    kinds = [kind_of(Path(name)) for name in (old["name"], source)]
-    same_kind = old.get("bytes") == new.get("bytes") and kinds[0] == kinds[1]
+    same_kind = old.get("bytes") == new.get("bytes") and _kind(old["name"]) == _kind(source)
     return same_kind and "bytes" in new and old["sha256"] == content_hash(source)
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """The ending that tells a reader, and that of the compression, if any."""
+    last = Path(name).suffix.lower()
+    return kind_of(Path(name)), last if last in OPENERS else ""

@@ -146,21 +146,43 @@ def _read_cells(path: Path, rules: Rules, **dialect: Any) -> Paragraphs:
         header = next(rows, [])
         if not header:
             raise UserError(f"{path}: is empty; its first line must name the columns")
+        check_separator(header, path)
         if rules.text_column not in header:
             rules.no_column(header, str(path))
         column = header.index(rules.text_column)
         start = rows.line_num + 1
         for cells in rows:
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}: line {start}: {len(cells)} cells where the header has {len(header)}"
-                )
             if cells:  # a line with nothing on it is not a row
+                check_width(cells, header, f"{path}: line {start}", dialect["delimiter"])
                 yield cells[column]
                 yield None
             start = rows.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}: line {start}: {error}") from None
+
+
+def check_separator(header: Sequence[str], path: Path) -> None:
+    """Refuse a header whose names stand between something else than its ending promises."""
+    for character, name in ((";", "';'"), ("\t", "tabs")):
+        if len(header) == 1 and character in header[0]:
+            raise UserError(
+                f"{path}: is separated by {name}; save it with commas, or with tabs as .tsv"
+            )
+
+
+def check_width(cells: Sequence[str], header: Sequence[str], where: str, delimiter: str) -> None:
+    """Refuse a row that has not as many cells as the header."""
+    if len(cells) != len(header):
+        hint = "; quote cells that hold commas" if delimiter == "," else ""
+        raise UserError(f"{where}: {len(cells)} cells where the header has {len(header)}{hint}")
+
+
+def check_text(data: bytes, path: Path) -> None:
+    """Refuse what begins as no UTF-8 does, or holds zero bytes, as no text does."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: is UTF-16 or UTF-32, not UTF-8; convert the file")
+    if b"\0" in data:
+        raise UserError(f"{path}: is a binary file, not text (it holds zero bytes)")
 
 
 def read_parquet(path: Path, rules: Rules) -> Paragraphs:
@@ -204,10 +226,7 @@ def _lines(path: Path, rules: Rules, limit: int = -1) -> Iterator[tuple[int, str
         file = stack.enter_context(io.BufferedReader(opened, 1 << 20))
         before, number, rest = rules.counts.source_bytes, 1, b""
         head = _guarded(path, lambda: file.peek(1))
-        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{path}: is UTF-16 or UTF-32, not UTF-8; convert the file")
-        if b"\0" in head:
-            raise UserError(f"{path}: is a binary file, not text (it holds zero bytes)")
+        check_text(head, path)
         while chunk := _guarded(path, lambda: file.readline(limit)):
             line, rest = rest + chunk, b""
             whole = line.endswith(b"\n")

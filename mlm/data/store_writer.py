@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlm.data.store import FORMAT, MANIFEST, SPLITS, manifest_hash, sha256
-from mlm.files import atomic_folder
+from mlm.files import atomic_folder, take_lock
 
 # A record batch is written whenever so many tokens are there, and a document beyond the second
 # number goes on in another row: Arrow's lists count in 32 bits, and memory is to stay small.
@@ -101,10 +100,10 @@ def building(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(descriptor, path.parent)
             except BlockingIOError:
                 waiting()
-                fcntl.lockf(descriptor, fcntl.LOCK_EX)
+                take_lock(descriptor, path.parent, wait=True)
             # Whoever held it may have taken the name away: then the lock is on nothing.
             if os.fstat(descriptor).st_nlink:
                 try:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlm.data.hub import is_hub, read_hub_table
+from mlm.data.readers import check_separator, check_text, check_width
 from mlm.errors import UserError
 
 
@@ -111,8 +112,7 @@ def _existing(path: Path) -> Path:
 def _decode(path: Path) -> str:
     """The file's text without a byte order mark; what is not UTF-8 is named with its line."""
     data = path.read_bytes()
-    if b"\0" in data:
-        raise UserError(f"{path}: is a binary file, not text (it holds zero bytes)")
+    check_text(data, path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -165,11 +165,9 @@ def _read_cells(path: Path, **dialect: Any) -> pa.Table:
         for cells in reader:
             if not header:
                 header = cells
-            elif cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}: line {start}: {len(cells)} cells where the header has {len(header)}"
-                )
+                check_separator(header, path)
             elif cells:  # a line with nothing on it is not a row
+                check_width(cells, header, f"{path}: line {start}", dialect["delimiter"])
                 rows.append(cells)
             start = reader.line_num + 1
     except csv.Error as error:

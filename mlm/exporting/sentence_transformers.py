@@ -39,11 +39,12 @@ def export_sentence_transformers(
             "sentence-transformers cannot open it; choose --format onnx"
         )
     how = sentence_vectors(folder.directory, folder.info)
+    positions = folder.config.max_position_embeddings
     how = replace(
         how,
         pooling=how.pooling if pooling is None else pooling,
         normalize=how.normalize if normalize is None else normalize,
-        max_length=how.max_length or folder.config.max_position_embeddings,
+        max_length=min(how.max_length or positions, positions),
     )
     keeps_head = folder.head == "encoder"
     state = {n: t for n, t in folder.state.items() if keeps_head or n.startswith("encoder.")}

@@ -80,6 +80,8 @@ class SumLossModule(LightningModule):
         """Whether a signal has cut short, or left out, what was to be validated at this step."""
         self.step_metrics: dict[str, float] = {}
         """What the last finished step had, over all ranks and micro-batches."""
+        self.compiles = False
+        """Whether its first step is compiled, for which no schedule waits."""
         self.kind_of_step = ""
         """Of the last finished one: only losses of one kind can be compared."""
         # All are constants; DDP would send them in validation too, of which ranks have unequal
@@ -135,7 +137,7 @@ class SumLossModule(LightningModule):
         if part == 0:
             options = self.optimizer_options
             factor = learning_rate_factor(
-                options.schedule, self.progress, options.warmup, options.cooling
+                options.schedule, self.progress, options.rising, options.cooling
             )
             set_learning_rate(self.trainer.optimizers[0], factor)
 
@@ -162,9 +164,8 @@ class SumLossModule(LightningModule):
             "learning_rate": max(group["lr"] for group in optimizer.param_groups),
             **self.extra_metrics(),
         }
-        self.spent = Spent(
-            self.spent.steps + 1, self.spent.tokens + int(tokens), seconds, self.spent.before
-        )
+        before = seconds if self.compiles and not self.spent.steps else self.spent.before
+        self.spent = Spent(self.spent.steps + 1, self.spent.tokens + int(tokens), seconds, before)
         self.step_metrics["tokens"] = self.spent.tokens
         self.stop_agreed = stop > 0
         self._start_tally()

@@ -28,6 +28,8 @@ from mlm.training.data_options import DataOptions, Share
 VALIDATION_RATE = 0.15
 # Validation rows are masked by this key in every run, so that losses can be compared for ever.
 _VALIDATION_KEY = 0x6D6C6D
+# The share of rows with a pair below which the second loss would be of nearly nothing.
+_FEWEST_PAIRS = 0.1
 
 
 def vocabulary_of(store: TokenStore, masking: str = "token", rarity: float = 0.0) -> Vocabulary:
@@ -63,7 +65,7 @@ def pair_reader(store: TokenStore, name: str, negatives: str | None) -> PairRead
 
 
 def check_pairs(store: TokenStore, length: int, negatives: str | None) -> None:
-    """Refuse a store that has no pairs; looks at its first thousand rows.
+    """Refuse a store that has hardly any pairs; looks at a thousand rows from all over it.
 
     Raises:
         UserError: so.
@@ -77,11 +79,13 @@ def check_pairs(store: TokenStore, length: int, negatives: str | None) -> None:
                 f"objective.name: next_sentence needs two documents, and {store.path} has one in "
                 f"{name}; separate documents by empty lines before `mlm prepare`"
             )
-        rows = range(min(1000, num_rows(reader.split.ends, length - 1)))
-        if not any(isinstance(part, Pair) for row in rows for part in reader(row, length, row)):
+        rows = num_rows(reader.split.ends, length - 1)
+        looked = range(0, rows, max(1, rows // 1000))
+        found = sum(any(isinstance(part, Pair) for part in reader(r, length, r)) for r in looked)
+        if found < _FEWEST_PAIRS * len(looked):
             raise UserError(
-                f"objective.name: pairs need documents of two sentences, and the first {len(rows)} "
-                f"rows of {name} in {store.path} have none; choose masked_lm"
+                f"objective.name: pairs need documents of two sentences, and of {len(looked):,} "
+                f"rows of {name} in {store.path} {found or 'none'} have one; choose masked_lm"
             )
 
 

@@ -77,6 +77,23 @@ def check_budget(budget: Budget, tokens: int, seconds: float) -> None:
         )
 
 
+def check_rest(budget: Budget, counting: float) -> None:
+    """Refuse a time that was over when the words' start had been counted.
+
+    Args:
+        budget: of the run.
+        counting: the seconds that it took.
+
+    Raises:
+        UserError: so.
+    """
+    if budget.unit == "seconds" and budget.amount <= counting:
+        raise UserError(
+            f"--budget: {budget} are too short, as counting where words are to begin took "
+            f"{counting:.3g} of them; give more, or --objective.start_at_cooccurrences false"
+        )
+
+
 @dataclass
 class Spent:
     """What a run has used so far; saved with a checkpoint."""
@@ -85,7 +102,7 @@ class Spent:
     tokens: int = 0
     seconds: float = 0.0
     before: float = 0.0
-    """The seconds among them that went by before the first step, which no schedule follows."""
+    """The seconds among them that no schedule follows: before the first step, and compiling it."""
 
     def progress(self, budget: Budget) -> float:
         """The share of ``budget`` spent in the middle of the coming step, in [0, 1].

@@ -26,8 +26,12 @@ class EndOfBudget(Callback):
 
     After the last step Lightning validates once more; after a signal there is no time for that, and
     a validation that was due is left to `MakeUpValidation`. In the last twentieth of a budget of
-    time there is none before the end.
+    time there is none before the end, nor where one would not be over by then.
     """
+
+    def __init__(self) -> None:
+        self._longest = 0.0  # a validation and a step, in seconds
+        self._began: float | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """A run that was finished before has nothing to go on with."""
@@ -44,13 +48,24 @@ class EndOfBudget(Callback):
         """Look, after each finished step."""
         assert isinstance(module, SumLossModule)
         over = module.spent.is_over(module.budget)
-        late = module.budget.unit == "seconds" and module.progress > _LATE and not over
+        late = not over and self._is_late(module)
+        done, interval = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.val_check_batch
+        asked = interval is not None and done % interval == 0
         if module.stop_agreed:
-            done, interval = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.val_check_batch
-            asked = interval is not None and done % interval == 0
             module.validation_due = over or (asked and not late)
         trainer.limit_val_batches = 0 if late or module.stop_agreed else self._batches
+        if asked and not late:
+            self._began = module.spent.seconds
         trainer.should_stop |= over or module.stop_agreed
+
+    def _is_late(self, module: SumLossModule) -> bool:
+        """Whether a validation might outlast the budget; by readings that all ranks share."""
+        if module.budget.unit != "seconds":
+            return False
+        seconds = module.spent.seconds
+        if self._began is not None and seconds > self._began:  # not the same step's next part
+            self._longest, self._began = max(self._longest, seconds - self._began), None
+        return module.progress > _LATE or seconds + self._longest > module.budget.amount
 
 
 class MakeUpValidation(Callback):

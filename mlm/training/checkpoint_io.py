@@ -114,13 +114,13 @@ def check_same_kind(
     Raises:
         UserError: the checkpoint is of another model, tokenizer or other labels.
     """
-    kept, asked = folder.config.to_dict(), config.to_dict()
-    for name in asked:
-        if name not in _MAY_CHANGE and kept[name] != asked[name]:
+    kept, asked = _decisive(folder.config), _decisive(config)
+    for name in {**asked, **kept}:
+        if kept.get(name) != asked.get(name):
             raise UserError(
-                f"--resume: this checkpoint is of another model: {name} is {kept[name]}, where "
-                f"this one wants {asked[name]}; go on with the same --model options, as the run's "
-                "config.yaml has them"
+                f"--resume: this checkpoint is of another model: {name} is {kept.get(name)}, where "
+                f"this one wants {asked.get(name)}; go on with the same --model options, as the "
+                "run's config.yaml has them"
             )
     if tokenizer_hash(folder.tokenizer) != tokenizer_hash(tokenizer):
         raise UserError(
@@ -138,6 +138,20 @@ _MAY_CHANGE = {
     *("hidden_dropout", "attention_dropout", "initializer_range"),
     *("max_position_embeddings", "pooler"),
 }
+
+
+def _decisive(config: EncoderConfig) -> dict[str, Any]:
+    """What decides an encoder's numbers; folders may have no key for what nothing in it uses."""
+    values = config.to_dict()
+    kinds = [config.layer_attention(index) for index in range(config.num_hidden_layers)]
+    idle = set(_MAY_CHANGE)
+    if "local" not in kinds:
+        idle |= {"local_attention", "local_rope_theta"}
+    if config.position != "rope":
+        idle |= {"rope_theta", "local_rope_theta"}
+    if config.position != "learned":
+        idle.add("position_offset")
+    return {name: values[name] for name in values if name not in idle} | {"attention": kinds}
 
 
 def check_same_model(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from mlm.console import say
 from mlm.errors import check_count
 from mlm.training.base import SumLossModule
-from mlm.training.run_directory import step_of
+from mlm.training.run_directory import PLACES, checkpoints_in, step_of
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,26 @@ class Checkpoints(Callback):
     def __init__(
         self, run_dir: Path, every_n_steps: int | None, keep: int, first: bool = False
     ) -> None:
-        self.directory, self.stable = run_dir / "checkpoints", run_dir / "before_cooldown"
+        self.run_dir = run_dir
+        self.directory, self.stable = (run_dir / place for place in PLACES)
         self.every_n_steps, self.keep, self.first = every_n_steps, keep, first
         self._saved: int | None = None
+        self._cooling = True  # unless a checkpoint says otherwise; older ones do not say
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """What a run starts from needs no saving, unless it is wanted for comparison."""
         self._saved = trainer.global_step
-        # Before its first step only the first rank knows what a run has spent.
-        self._cooling = trainer.global_step > 0 and _is_cooling(module)
+        # Before its first step only the first rank knows what a run has spent. A run that ended
+        # just where its rate begins to cool down has still to save what was before.
+        self._cooling = self._cooling and trainer.global_step > 0 and _is_cooling(module)
         if not trainer.should_stop:
             self._remove_later(trainer)
         if self.first and trainer.global_step == 0:
             self._save(trainer)
 
     def _remove_later(self, trainer: Trainer) -> None:
-        for path in (*self.directory.glob("step_*"), *self.stable.glob("step_*")):
-            known = re.fullmatch(r"step_\d+", path.name)
-            if known and step_of(path) > trainer.global_step:
+        for path in checkpoints_in(self.run_dir):
+            if step_of(path) > trainer.global_step:
                 trainer.strategy.remove_checkpoint(path)
                 if trainer.is_global_zero:
                     say(f"{path}: is of what comes anew now, removed")
@@ -79,6 +80,14 @@ class Checkpoints(Callback):
         """Save the end of the run."""
         if self._saved != trainer.global_step:
             self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the rate was cooling down, and what was before it saved."""
+        return {"cooling": self._cooling}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._cooling = state_dict["cooling"]
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step

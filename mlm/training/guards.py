@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import os
 import re
@@ -21,11 +20,11 @@ from pytorch_lightning import Callback
 
 from mlm.console import say
 from mlm.errors import RunError, UserError
+from mlm.files import take_lock
 from mlm.memory import ran_out
 from mlm.training.base import SumLossModule
-from mlm.training.checkpoint_io import latest_checkpoint
 from mlm.training.clock import Clock
-from mlm.training.run_directory import LOCK, is_rank_zero
+from mlm.training.run_directory import LOCK, is_rank_zero, newest_checkpoint, step_of
 from mlm.training.spikes import WatchSpikes
 from mlm.training.stall import EndStalled
 
@@ -128,14 +127,19 @@ def _with_smaller_pieces(settings: dict[str, Any]) -> dict[str, Any] | None:
     if settings["on_oom"] == "stop" or not alone or settings["data"]["batch_size"] % pieces:
         return None
     say(f"out of memory; going on with --trainer.accumulate_grad_batches {pieces}")
-    begins = settings["resume"]
-    # A run that went on from a checkpoint elsewhere, and has saved none, begins there again.
-    if begins == "never" or latest_checkpoint(Path(settings["run_dir"]) / "checkpoints"):
-        begins = "auto"
     return settings | {
         "trainer": trainer | {"accumulate_grad_batches": pieces},
-        "resume": begins,
+        "resume": _begin_again(settings["resume"], Path(settings["run_dir"])),
     }
+
+
+def _begin_again(resume: str, run_dir: Path) -> str:
+    """`--resume` of the same run once more: a checkpoint that was named, until it has saved one."""
+    if resume in ("never", "auto"):
+        return "auto"
+    newest = newest_checkpoint(run_dir)
+    has_saved = newest is not None and step_of(newest) >= step_of(Path(resume))
+    return "auto" if has_saved else resume
 
 
 @contextmanager
@@ -156,7 +160,7 @@ def only_run_in(run_dir: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(descriptor, run_dir)
             if os.fstat(descriptor).st_nlink == 0:  # taken away by a run that has just ended
                 raise BlockingIOError
         except BlockingIOError:

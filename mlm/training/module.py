@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from mlm.batch import Batch
 from mlm.data.masking_units import LONGEST_UNIT
 from mlm.errors import UserError
+from mlm.memory import ran_out
 from mlm.model.encoder import Encoder
 from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives import masked_lm
@@ -70,7 +71,7 @@ class PretrainingModule(SumLossModule):
         if self.objective.head == "encoder":
             self._kept = {name for name in self._kept if name.startswith("encoder.")}
         self.characters_per_token, self.probe = characters_per_token, probe
-        self.still = bool(compile)
+        self.still = self.compiles = bool(compile)
         self._loss = compiled(self.objective.loss, compile)
         self.validation_loss = MeanMetric()
         self.validation_accuracy = MeanMetric()
@@ -120,8 +121,8 @@ class PretrainingModule(SumLossModule):
         try:
             with torch.random.fork_rng(devices):
                 torch.autograd.grad(self.sums(batch).loss, parameters, allow_unused=True)
-        except torch.OutOfMemoryError:
-            if self.on_oom == "split":
+        except Exception as error:
+            if self.on_oom == "split" or not ran_out(error):
                 raise
             raise UserError(
                 f"data: the ramp ends above this device's memory, at {self.data.batch_size} rows "
@@ -217,7 +218,9 @@ class PretrainingModule(SumLossModule):
             bits = bits_per_character(float(loss), self.characters_per_token)
             found["val/bits_per_character"] = torch.tensor(bits)
         if self.objective.metric:
-            found[self.objective.metric] = self.validation_second.compute()
+            second = self.validation_second.compute()
+            if not second.isnan():  # --trainer.limit_val_batches may leave no batch of pairs
+                found[self.objective.metric] = second
         if self.probe is not None:
             encoder = self.model.encoder
             assert isinstance(encoder, Encoder)

@@ -22,6 +22,8 @@ _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _OUTPUTS = ("classifier.weight", "decoder.weight")
 
 _HIGHEST_RATE = 1e6  # far beyond what learns, far below what fp32 holds
+_MOMENTUM = 0.95
+_WARMUP = 0.05
 _COOLDOWN = 0.3
 
 
@@ -40,17 +42,18 @@ class OptimizerOptions:
     """Decay of AdamW's two running means."""
     eps: float = 1e-8
     """Added to AdamW's denominator."""
-    momentum: float = 0.95
-    """Muon's momentum."""
+    momentum: float | None = None
+    """Muon's momentum; null is 0.95, and the other optimizers have `betas`."""
     layer_decay: float = 1.0
     """Each layer learns at this share of the rate of what stands above it, the embeddings slowest;
     1 is one rate for all, 0.9 or less spares what a pretrained encoder knows."""
     schedule: str = "linear"
-    """`linear` (a line down from the peak; with half of the run as warmup it is the one-cycle
-    schedule), `wsd` (warmup, stable, decay by 1 - sqrt: it can go on from its stable phase),
-    `wsd_linear` (decay in a line), `cosine` or `constant`."""
-    warmup: float = 0.05
-    """Share of the run over which the learning rate rises."""
+    """`linear` (a line down from the peak), `one_cycle` (the same after a line up of equal length),
+    `wsd` (warmup, stable, decay by 1 - sqrt: it can go on from its stable phase), `wsd_linear`
+    (decay in a line), `cosine` or `constant`."""
+    warmup: float | None = None
+    """Share of the run over which the learning rate rises; null is half of it for `one_cycle`, and
+    0.05 for the others."""
     cooldown: float | None = None
     """Share of the run over which `wsd` and `wsd_linear` fall to 0; null is 0.3 for them."""
 
@@ -62,7 +65,11 @@ class OptimizerOptions:
             raise UserError(
                 f"optimizer.lr: {self.lr} must lie above 0 and be at most {_HIGHEST_RATE:g}"
             )
-        for name, value in (("momentum", self.momentum), *(("betas", b) for b in self.betas)):
+        if self.momentum is not None and self.name != "muon":
+            raise UserError(
+                f"optimizer.momentum: {self.name} has none; leave it out, or set optimizer.betas"
+            )
+        for name, value in (("momentum", self.inertia), *(("betas", b) for b in self.betas)):
             if not 0 <= value < 1:
                 raise UserError(f"optimizer.{name}: {value} must lie in [0, 1)")
         for name in ("eps", "weight_decay"):
@@ -75,13 +82,25 @@ class OptimizerOptions:
                 f"optimizer.cooldown: {self.schedule} has none; leave it out, or choose "
                 f"--optimizer.schedule {' or '.join(COOLING)}"
             )
-        if self.warmup < 0 or self.cooling < 0 or self.warmup + self.cooling > 1:
+        if self.rising < 0 or self.cooling < 0 or self.rising + self.cooling > 1:
             raise UserError(
-                f"optimizer: warmup {self.warmup} and cooldown {self.cooling} are shares of the "
+                f"optimizer: warmup {self.rising} and cooldown {self.cooling} are shares of the "
                 "run; neither may be negative and together they may not exceed 1"
             )
-        if self.warmup == 1:
+        if self.rising == 1:
             raise UserError("optimizer.warmup: 1 leaves nothing after the warmup; choose less")
+
+    @property
+    def inertia(self) -> float:
+        """Muon's momentum."""
+        return _MOMENTUM if self.momentum is None else self.momentum
+
+    @property
+    def rising(self) -> float:
+        """The share of the run over which the rate rises."""
+        if self.warmup is None:
+            return 0.5 if self.schedule == "one_cycle" else _WARMUP
+        return self.warmup
 
     @property
     def cooling(self) -> float:
@@ -155,7 +174,7 @@ def parameter_groups(
 
 def _build_muon(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
     groups = parameter_groups(module, options.weight_decay, "muon", options.layer_decay)
-    return Muon(groups, options.lr, options.momentum, options.betas, options.eps)
+    return Muon(groups, options.lr, options.inertia, options.betas, options.eps)
 
 
 def _build_adamw(module: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

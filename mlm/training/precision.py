@@ -45,19 +45,25 @@ def has_bf16(device: str) -> bool:
     return False
 
 
-def choose_device(device: str) -> str:
+def choose_device(device: str | torch.device) -> str:
     """The device that ``--device`` means; one of several has its number, as in `cuda:1`.
 
     Raises:
         UserError: no such word, or none is here.
     """
+    device = str(device)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     kinds = {name: resolve_device(name) for name in ("auto", "cpu", "gpu", *there)}
     kind, colon, number = device.partition(":")
     found = look_up(kinds, kind, "--device")
     if not there.get(found, True) or (kind == "gpu" and found == "cpu"):
         raise UserError(f"--device: {device} is not here; choose cpu, or auto")
-    return found + colon + number
+    if not colon:
+        return found
+    numbered = [f"{found}:{i}" for i in range(torch.cuda.device_count() if found == "cuda" else 1)]
+    if f"{found}:{number}" not in numbered:
+        raise UserError(f"--device: {device} is not here; choose {', '.join([found, *numbered])}")
+    return found if found == "cpu" else f"{found}:{number}"  # there is one CPU, whatever its number
 
 
 def resolve_device(accelerator: str) -> str:

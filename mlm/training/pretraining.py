@@ -26,7 +26,7 @@ from mlm.model.heads import MaskedLanguageModel
 from mlm.objectives.table import OBJECTIVES, ObjectiveOptions, check_objective
 from mlm.training.anomaly import naming_anomalies
 from mlm.training.batches import check_pairs, row_lengths
-from mlm.training.budget import Spent, check_budget
+from mlm.training.budget import Spent, check_budget, check_rest
 from mlm.training.callbacks import EndOfBudget, MakeUpValidation, StepMetrics, StopOnSignal
 from mlm.training.checkpoint_io import FolderCheckpointIO, check_same_kind, without_prefix
 from mlm.training.checkpoints import CheckpointOptions, Checkpoints
@@ -171,6 +171,7 @@ def _pretrain(settings: dict[str, Any]) -> dict[str, float]:
     Share(0, trainer.world_size, accumulation).check(data)
     if not trained and checkpoint is None and is_rank_zero():  # the other ranks get its weights
         module.spent = Spent(seconds=start(model, store, objective, seed))
+        check_rest(budget, module.spent.seconds)
     write_config(run_dir, resolved)
     with naming_anomalies(model, lambda: module.spent.steps + 1, guards.detect_anomaly):
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -261,8 +262,13 @@ def _say_what_runs(
     native = native_class(config, OBJECTIVES[objective.name].head)
     fits = f"loads in transformers as {native.name}" if native.name else f"own: {native.reason}"
     say(f"{device}, {precision}, attention by {paths}; the model {fits}")
+    if not windows and config.position in ("rope", "alibi"):
+        say(
+            f"warning: {config.position} tells attention where tokens stand, and no layer of this "
+            "model attends; --model.position learned tells every kind"
+        )
     if device == "cuda" and not compile:
-        say("--compile true would train about 1.6 times as fast, once it has compiled for a minute")
+        say("--compile true would train faster, once it has compiled")
 
 
 class _ModelSaver:

@@ -82,6 +82,8 @@ def build_probe(options: ProbeOptions, tokenizer: Tokenizer) -> Probe | None:
         UserError: one table without the other, or one that cannot be used, by its name.
     """
     if options.train is None and options.validation is None:
+        if options != ProbeOptions():
+            raise UserError("probe: there is none; add --probe.train and --probe.validation")
         return None
     if options.train is None or options.validation is None:
         missing = "train" if options.train is None else "validation"

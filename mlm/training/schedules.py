@@ -39,6 +39,7 @@ def _constant(progress: float, cooldown: float) -> float:
 
 SCHEDULES: dict[str, Shape] = {
     "linear": _linear,
+    "one_cycle": _linear,  # up for as long as down, see `OptimizerOptions.warmup`
     "cosine": _cosine,
     "wsd": _warmup_stable_decay,
     "wsd_linear": _warmup_stable_linear,

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from mlm.console import say
 from mlm.data.processes import check_processes
 from mlm.errors import UserError
 from mlm.training.budget import Budget, parse_budget
@@ -107,7 +108,7 @@ def build_trainer(
         "ignore", module=r"pytorch_lightning\..*|lightning.*|torch\.utils\.data"
     )
     try:
-        return Trainer(
+        trainer = Trainer(
             **settings,
             callbacks=list(callbacks),
             logger=list(loggers),
@@ -117,6 +118,20 @@ def build_trainer(
         )
     except (*REFUSALS, *_CONSTRUCTION) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+    if trainer.is_global_zero:
+        _say_how_many(trainer.world_size, trainer.num_devices * trainer.num_nodes)
+    return trainer
+
+
+def _say_how_many(processes: int, devices: int) -> None:
+    """A line where a run is not of one process; whoever started it decides how many there are."""
+    if processes != devices:
+        say(
+            f"warning: {devices} devices are asked for, but {processes} processes were started; "
+            "have srun or torchrun start one for each, or set --trainer.devices"
+        )
+    elif processes > 1:
+        say(f"{processes} processes, with a device each")
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:

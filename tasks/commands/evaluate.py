@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm.arguments import CommandParser, add_data_path, add_model_path
 from mlm.errors import UserError
+from tasks.commands.predict import count_cut, say_cut
 from tasks.options import add_inference_arguments, add_report_precision, check_precision
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def evaluate_task(args: Any) -> dict[str, float]:
     rows = tables["data"]
     examples = task.examples(rows, predictor.tokenizer)  # mistakes before warnings
     _warn_of(task, [rows])
+    say_cut(task, count_cut(examples), rows.table.num_rows)
     if args.report is None:
         values = predictor.compute(examples)
     else:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlm.arguments import CommandParser, add_model_path
+from mlm.console import say
 from mlm.errors import UserError
 from tasks.options import add_inference_arguments
 
 if TYPE_CHECKING:
+    from tasks.base import Task
+    from tasks.encoding import Example
     from tasks.inference import Predictor
 
 # Answers are written after so many inputs: enough for batches of like lengths.
@@ -33,7 +36,7 @@ def add_arguments(parser: CommandParser) -> None:
         "the choices",
     )
     add("--input", type=str | None, default=None, metavar="FILE", help="a text a line, or a table")
-    add("--output", type=str | None, default=None, metavar="FILE", help="instead of stdout")
+    add("--output", type=str | None, default=None, metavar="FILE", help="a .jsonl; else stdout")
     add(
         "--data.text_column",
         type=str | list[str] | None,
@@ -47,11 +50,13 @@ def run(args: Any) -> None:
     """Answer every input, in order."""
     if (args.text is None) == (args.input is None):
         raise UserError("give either --text or --input")
+    if args.output is not None and Path(args.output).suffix.lower() not in ("", ".jsonl"):
+        raise UserError(f"{args.output}: answers are JSON lines; choose the ending .jsonl")
     from mlm.memory import keep_freed_memory
-    from tasks.inference import Predictor
 
     keep_freed_memory()
-    predictor = Predictor.from_pretrained(args.model.path, args.device, args.precision, args.task)
+    cuts: list[int] = []
+    predictor = _load(args, cuts)
     if args.text is not None:
         inputs = predictor.task.from_words(args.text)
     else:
@@ -60,6 +65,39 @@ def run(args: Any) -> None:
         for start in range(0, len(inputs), _CHUNK):
             for answer in predictor(inputs[start : start + _CHUNK], advance):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    say_cut(predictor.task, sum(cuts), len(inputs))
+
+
+def count_cut(examples: Sequence[Example]) -> int:
+    """Of how many inputs something was cut off."""
+    return len({example.row for example in examples if example.truncated})
+
+
+def say_cut(task: Task, cut: int, number: int) -> None:
+    """Say where ``cut`` of ``number`` inputs were longer than the model reads, and what helps."""
+    if not cut:
+        return
+    # What reads in windows reads single texts alone; see `LongTextTask.fit`.
+    windows = "long_texts" in task.reads and len(task.settings.text_column) < 2
+    advice = f"{'--data.long_texts windows or ' if windows else ''}a larger --data.max_length"
+    say(
+        f"warning: {cut:,} of {number:,} inputs were cut to {task.settings.max_length} tokens; "
+        f"to read them whole, fine-tune with {advice}"
+    )
+
+
+def _load(args: Any, cuts: list[int]) -> Predictor:
+    """The model, which puts into ``cuts`` how many inputs it had to cut each time."""
+    from tasks.inference import Predictor
+
+    class CountingPredictor(Predictor):
+        def outputs(self, examples: Sequence[Example]) -> Iterator[Any]:
+            cuts.append(count_cut(examples))
+            return super().outputs(examples)
+
+    return CountingPredictor.from_pretrained(
+        args.model.path, args.device, args.precision, args.task
+    )
 
 
 def read_inputs(path: str, predictor: Predictor, columns: str | list[str] | None) -> list[Any]:

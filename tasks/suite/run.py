@@ -34,6 +34,9 @@ from tasks.suite.data import count_rows, cut, keep, kept, read_sources
 from tasks.suite.plan import Suite, SuiteSet
 from tasks.suite.report import as_markdown, summarise, write_report
 
+# How often a run is saved decides nothing, but where it goes back to what was saved.
+_OF_SAVING = ("settings.checkpoint.every_n_steps", "settings.checkpoint.keep")
+
 
 @dataclass(frozen=True)
 class SuiteOptions:
@@ -85,9 +88,12 @@ def evaluate_suite(
     weights = digest(encoder.state)
     common = {"weights": weights, "precision": options.precision}
     asked = {entry.name: common | entry.identity() for entry in suite.sets}
+    for entry in suite.sets:
+        # The report has every set with scores.
+        if entry in chosen or any((output / entry.name).glob("seed_*/score.json")):
+            _refuse_other(output / entry.name, asked[entry.name])
     metrics = {}
     for entry in chosen:
-        _refuse_other(output / entry.name, asked[entry.name])
         metrics[entry.name] = check_set(entry, encoder.config, options.data_dir)
         say(f"{entry.name}: checked, to be scored by {metrics[entry.name]}")
     del encoder
@@ -104,10 +110,10 @@ def evaluate_suite(
             failed[entry.name] = shortened(text)
             say(f"{entry.name}: failed: {text}; going on with the next set")
         gc.collect()
-        lines = _lines(suite, asked, options, failed)
+        lines = _lines(suite, options, failed)
         write_report(output, about, lines)
         yield next(line for line in lines if line["set"] == entry.name)
-    print(as_markdown(_lines(suite, asked, options, failed)), file=sys.stderr)
+    print(as_markdown(_lines(suite, options, failed)), file=sys.stderr)
     if failed:
         raise RunError(
             f"{len(failed)} of {len(chosen)} sets failed: {', '.join(failed)} (see "
@@ -126,15 +132,19 @@ def _prepare(
 
 def _refuse_other(folder: Path, asked: Mapping[str, Any]) -> None:
     """Refuse to mix results of one set by two protocols or of two encoders."""
-    found = _asked(folder)
-    if found is None or found == _plain(asked):
+    found = {k: v for k, v in _read(folder).items() if k != "scored_by"}
+    if not found:
         return
-    before, now = dict(_flat(found)), dict(_flat(_plain(asked)))
-    differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    raise UserError(
-        f"{folder}: holds results with another {' and '.join(differ[:3])}; choose another "
-        "--output, or take that folder away"
-    )
+    before, now = dict(_flat(found)), dict(_flat(json.loads(as_json(dict(asked)))))
+    before.setdefault("precision", now["precision"])  # older results do not say
+    ignored = _OF_SAVING if now["settings.on_spike"] == "record" else ()
+    keys = [key for key in {**before, **now} if key not in ignored]
+    differ = [key for key in keys if before.get(key) != now.get(key)]
+    if differ:
+        raise UserError(
+            f"{folder}: holds results with another {' and '.join(differ[:3])}; choose another "
+            "--output, or take that folder away"
+        )
 
 
 def _run_seed(entry: SuiteSet, metric: str, folder: Path, seed: int, options: SuiteOptions) -> None:
@@ -184,12 +194,7 @@ def _score(model: Path, rows: Rows, entry: SuiteSet, options: SuiteOptions) -> d
     return predictor.evaluate(predictor.task.examples(rows, predictor.tokenizer))
 
 
-def _lines(
-    suite: Suite,
-    asked: Mapping[str, Mapping[str, Any]],
-    options: SuiteOptions,
-    failed: Mapping[str, str],
-) -> list[dict[str, Any]]:
+def _lines(suite: Suite, options: SuiteOptions, failed: Mapping[str, str]) -> list[dict[str, Any]]:
     """The report's lines, from what the folder of results holds, in the suite's order."""
     lines = []
     for entry in suite.sets:
@@ -197,8 +202,8 @@ def _lines(
         error = {"error": failed[entry.name]} if entry.name in failed else {}
         paths = [folder / f"seed_{seed}" / "score.json" for seed in range(options.seeds)]
         runs = [json.loads(p.read_text(encoding="utf-8")) for p in paths if p.is_file()]
-        if runs and _asked(folder) == _plain(asked[entry.name]):
-            metric = _read(folder)["scored_by"]
+        if runs and (known := _read(folder)):
+            metric = known["scored_by"]
             for run in runs:
                 run["scores"] = {k: math.nan if v is None else v for k, v in run["scores"].items()}
             rows = count_rows(folder / "data")
@@ -211,16 +216,6 @@ def _lines(
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "set.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _asked(folder: Path) -> dict[str, Any] | None:
-    """What the results in ``folder`` are of; None where it holds none."""
-    return {k: v for k, v in _read(folder).items() if k != "scored_by"} or None
-
-
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """``value`` as it is when written and read back."""
-    return json.loads(as_json(dict(value)))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

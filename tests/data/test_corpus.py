@@ -123,6 +123,26 @@ def test_folders_are_walked_in_sorted_order(tmp_path):
     assert read(tmp_path) == ["a/z.txt", "a.txt", "b.txt", "c/d.jsonl"]
 
 
+def test_what_a_folder_has_in_vain_is_one_line(tmp_path, capsys):
+    write(tmp_path / "a.txt", "a")
+    assert read(tmp_path) == ["a"]
+    assert capsys.readouterr().err == ""
+    for name in (
+        *("b.json", "c/d.JSON", "README.md", "e.jsonl.zst", "f.csv.bz2", "g.pdf.gz", "LICENSE"),
+        *(".hidden.md", ".git/config.json"),
+    ):
+        write(tmp_path / name, name)
+    assert read(tmp_path) == ["a"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"{tmp_path}: 7 files passed over: .json 2, .csv.bz2 1, .jsonl.zst 1, .md 1, .pdf.gz 1 and "
+        "1 more; read are .txt, .jsonl, .csv, .tsv, .parquet (all but the last also .xz or .gz)"
+    )
+    (tmp_path / "c" / "x.txt").write_text("x")
+    assert read(tmp_path / "c", tmp_path / "a.txt") == ["x", "a"]
+    assert "c: 1 file passed over: .json 1; read are" in capsys.readouterr().err
+
+
 def test_long_documents_come_in_pieces_that_join_to_the_whole(tmp_path):
     paragraphs = [f"paragraph {i} " * (i % 50 + 1) for i in range(3000)]
     paragraphs[7] = "unbroken" * PIECE
@@ -166,7 +186,9 @@ def test_a_line_of_many_megabytes_is_cut_at_spaces_and_between_characters(tmp_pa
         ("a.jsonl", b'{"text": 3}\n', r"line 1: column 'text' holds int, not text"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl: line 1: invalid UTF-8"),
         ("a.csv", b"id,body\n1,b\n", r"a\.csv: no column 'text' among 'id', 'body'"),
-        ("a.csv", b"id,text\n1,b\n2\n", r"a\.csv: line 3: 1 cells where the header has 2"),
+        ("a.csv", b"id,text\n1,b\n2\n", r"a\.csv: line 3: 1 cells where the header has 2; quote"),
+        ("a.csv", b"id;text\n1;b, c\n", r"a\.csv: is separated by ';'; save it with commas"),
+        ("a.csv", b"id\ttext\n1\tb\n", r"is separated by tabs; .*, or with tabs as \.tsv$"),
         ("a.csv", b'id,text\n1,b\n2,"c', r"a\.csv: line 3: "),
         ("a.csv", b"", r"a\.csv: is empty"),
         ("a.tsv", b"id\tbody\n1\tb\n", r"a\.tsv: no column 'text' among 'id', 'body'"),

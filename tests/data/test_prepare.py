@@ -1,5 +1,7 @@
 """`mlm prepare` from end to end: the store, the report, running again, bad input, signals."""
 
+import errno
+import gzip
 import json
 import os
 import random
@@ -120,6 +122,17 @@ def test_a_corpus_that_was_moved_or_touched_is_the_same(options):
     assert prepare(replace(options, corpus=[str(dated)]))["status"] == "unchanged"
 
 
+def test_an_ending_that_would_be_read_in_another_way_is_another_corpus(options, tmp_path):
+    packed = tmp_path / "corpus.txt.gz"
+    packed.write_bytes(gzip.compress(Path(options.corpus[0]).read_bytes()))
+    prepare(replace(options, corpus=[str(packed)]))
+    moved = packed.rename(tmp_path / "moved.txt.GZ")
+    assert prepare(replace(options, corpus=[str(moved)]))["status"] == "unchanged"
+    bare = moved.rename(tmp_path / "moved.txt")
+    with pytest.raises(UserError, match=r"another corpus \(.*moved\.txt differs"):
+        prepare(replace(options, corpus=[str(bare)]))
+
+
 def test_another_corpus_or_other_options_are_refused(options, tmp_path):
     prepare(options)
     manifest = (tmp_path / "store/manifest.json").read_bytes()
@@ -142,6 +155,18 @@ def test_another_corpus_or_other_options_are_refused(options, tmp_path):
     with pytest.raises(UserError, match=r"another corpus \(.*corpus\.txt differs"):
         prepare(options)
     assert (tmp_path / "store/manifest.json").read_bytes() == manifest
+
+
+def test_where_there_are_no_locks_it_says_so_and_goes_on(options, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    assert prepare(options)["status"] == "prepared"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no locks" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f"only one run writes in {tmp_path}")
+    assert names_beside(options.output) == ["corpus.txt", "store"]
 
 
 def test_a_store_that_was_damaged_is_not_called_done(options):

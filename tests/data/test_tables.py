@@ -90,7 +90,10 @@ def test_header_without_rows(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\nok,1\nbad,1,2\n", "line 3: 3 cells where the header has 2"),
+        ("a.csv", "text,label\nok,1\nbad,1,2\n", "line 3: 3 cells where the header has 2; quote"),
+        ("a.csv", "text;label\nok;1\n", "by ';'; save it with commas, or with tabs as .tsv"),
+        ("a.csv", "text;label\nno, no;1\n", "is separated by ';'"),
+        ("a.csv", "text\tlabel\nok\t1\n", "is separated by tabs"),
         ("a.csv", 'text,label\nok,1\n"open,1\n', "line 3: "),
         ("a.csv", 'text,label\n"a"b,1\n', "line 2: "),
         ("a.csv", "", "is empty"),
@@ -98,6 +101,8 @@ def test_header_without_rows(tmp_path):
         ("a.csv", b"text,label\nok,1\n\xff\xfe,1\n", "line 3: invalid UTF-8"),
         ("a.tsv", "text\tlabel\nonly\n", "line 2: 1 cells where the header has 2"),
         ("a.tsv", b"text\n\x00\n", "binary"),
+        ("a.tsv", "text\tlabel\nok\t1\n".encode("utf-16"), "is UTF-16 or UTF-32, not UTF-8"),
+        ("a.txt", "one\n".encode("utf-16"), "is UTF-16 or UTF-32, not UTF-8; convert the file"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": "b"\n', "line 3: not JSON"),
         ("a.jsonl", '{"text": "a"}\n["b"]\n', "line 2: not an object"),
         ("a.jsonl", '{"text": "a"}\n{"text": "b"}\n{"text": 1}\n', "line 3: key 'text'"),

@@ -10,6 +10,7 @@ from harness import FineTuningRun, Run, strike_at_random
 from sweep import FULL, examples
 
 from mlm.checkpoint import read_folder
+from mlm.files import _host
 from mlm.training.checkpoint_io import latest_checkpoint
 
 STEPS = 12
@@ -18,6 +19,7 @@ KINDS = {
     "workers": f"--budget {STEPS}steps --data.num_workers 2",
     "validation": f"--budget {STEPS}steps --trainer.val_check_interval 3",
     "tokens": "--budget 2700tokens --data.num_workers 2 --trainer.val_check_interval 3",
+    "cooldown": f"--budget {STEPS}steps --optimizer.schedule wsd",  # after step 8
 }
 
 
@@ -79,6 +81,41 @@ def test_a_signal_loses_no_step_and_no_validation(moment, number, rows, whole, t
     run = Run(rows, tmp_path, KINDS["validation"])
     assert run.finish(run.start(signal=signal.SIGTERM, **{moment: number})).code == 143
     assert_goes_on(run, whole("validation"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"training": 16, "signal": signal.SIGTERM},  # in the last step before
+        {"save": 5, "event": 1},  # after the ordinary save, at the one that stays
+    ],
+    ids=["stopped", "killed"],
+)
+def test_a_run_that_ends_where_its_cooldown_begins_keeps_what_is_before(
+    fault, rows, whole, tmp_path
+):
+    run = Run(rows, tmp_path, KINDS["cooldown"])
+    ended, stable = run.finish(run.start(**fault)), run.run_dir / "before_cooldown"
+    assert ended.code in (143, -signal.SIGKILL), ended.output
+    assert latest_checkpoint(run.run_dir / "checkpoints").name == "step_00000008"
+    assert latest_checkpoint(stable) is None
+    assert_goes_on(run, whole("cooldown"))
+    assert [path.name for path in stable.iterdir()] == ["step_00000008"]
+
+
+@pytest.mark.parametrize(("every", "micro_batch"), [("null", 21), ("3", 18)])
+def test_a_run_killed_in_its_cooldown_goes_on_from_before_it(
+    every, micro_batch, rows, whole, tmp_path
+):
+    """Where it has saved nothing else, or nothing so late."""
+    run = Run(rows, tmp_path, f"{KINDS['cooldown']} --checkpoint.every_n_steps {every}")
+    process = run.start(training=micro_batch, signal=signal.SIGKILL)
+    assert run.finish(process).code == -signal.SIGKILL
+    stable = run.run_dir / "before_cooldown"
+    (stable / f".step_00000009.gone-{_host()}-{process.pid}-00000000").mkdir()
+    assert_goes_on(run, whole("cooldown"))
+    assert f"going on from {stable / 'step_00000008'}" in run.output.read_text()
+    assert [path.name for path in stable.iterdir()] == ["step_00000008"]
 
 
 @pytest.mark.slow

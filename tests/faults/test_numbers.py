@@ -189,21 +189,48 @@ def test_rows_at_once_are_halved_until_they_fit(pretrain, tmp_path, monkeypatch)
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_halving_goes_on_from_where_a_run_was_told_to(pretrain, tmp_path, monkeypatch):
-    assert pretrain("--budget 4steps --checkpoint.every_n_steps 2")[0] == 0
-    start = tmp_path / "run" / "checkpoints" / "step_00000002"
+def let_two_rows_fit(monkeypatch, since: int = 0) -> None:
+    """Memory is too small for more rows at once, from step ``since`` on."""
     sums = PretrainingModule.sums
 
     def small(module, batch):
-        if module.trainer.accumulate_grad_batches < 4:
+        if module.trainer.accumulate_grad_batches < 4 and module.spent.steps >= since:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return sums(module, batch)
 
     monkeypatch.setattr(PretrainingModule, "sums", small)
+
+
+def test_halving_goes_on_from_where_a_run_was_told_to(pretrain, tmp_path, monkeypatch):
+    assert pretrain("--budget 4steps --checkpoint.every_n_steps 2")[0] == 0
+    start = tmp_path / "run" / "checkpoints" / "step_00000002"
+    let_two_rows_fit(monkeypatch)
     words = f"--budget 6steps --resume {start} --run_dir {tmp_path / 'on'} --on_oom split"
     assert pretrain(words)[0] == 0
     steps = read_metrics(tmp_path / "on" / "metrics.csv")["step"]
     assert min(steps) == 3
+
+
+def test_halving_does_not_go_back_behind_where_a_run_was_told_to_begin(
+    pretrain, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    assert pretrain("--budget 4steps --checkpoint.every_n_steps 2")[0] == 0
+    start = (run / "checkpoints" / "step_00000004").rename(run / "step_00000004")
+    let_two_rows_fit(monkeypatch)
+    code, lines = pretrain(f"--budget 6steps --resume {start} --on_oom split")
+    assert code == 0
+    assert not any("going on from" in line for line in lines)  # step 2
+
+
+def test_halving_in_a_cooldown_goes_on_from_before_it(pretrain, tmp_path, monkeypatch):
+    let_two_rows_fit(monkeypatch, since=5)
+    words = "--budget 6steps --optimizer.schedule wsd --checkpoint.every_n_steps null"
+    code, lines = pretrain(f"{words} --on_oom split")
+    assert code == 0
+    stable = tmp_path / "run" / "before_cooldown" / "step_00000004"
+    assert any(f"going on from {stable}" in line for line in lines)
+    assert stable.is_dir()
 
 
 def test_steps_of_two_kinds_are_each_compared_with_their_own():

@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from toy import number_rows, toy_rows, write_csv, write_pretrained
+from toy import number_rows, table, toy_config, toy_rows, write_csv, write_pretrained
 
 from mlm.cli import main
 from mlm.errors import UserError
 from tasks import Classifier
 from tasks.inference import Predictor
+from tasks.settings import TaskSettings
+from tasks.text_classification import TextClassification
 
 
 def answers(capsys, *words):
@@ -73,6 +75,31 @@ def test_an_output_file_is_whole(classifier, toy, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
+def test_an_output_of_another_kind_is_refused_before_any_work(tmp_path, capsys):
+    words = ["predict", "--model", tmp_path / "none", "--text", "a", "--output"]
+    message = failure(capsys, *words, tmp_path / "answers.csv")
+    assert "answers.csv: answers are JSON lines; choose the ending .jsonl" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_that_are_cut_are_one_line(classifier, regressor, tmp_path, capsys):
+    texts = ["film " * 200, "a film", "a dull house " * 50]
+    line = (
+        "mlm: warning: 2 of 3 inputs were cut to 64 tokens; to read them whole, fine-tune with "
+        "--data.long_texts windows or a larger --data.max_length\n"
+    )
+    assert main(["predict", "--model", str(classifier), "--text", *texts]) == 0
+    assert capsys.readouterr().err == line
+    rows = [(text, "pos") for text in texts]
+    path = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    assert main(["evaluate", "--model", str(classifier), "--data", str(path)]) == 0
+    assert capsys.readouterr().err.startswith(line)
+    assert main(["predict", "--model", str(regressor), "--text", *texts[:2]]) == 0
+    assert capsys.readouterr().err.endswith("fine-tune with a larger --data.max_length\n")
+    assert main(["predict", "--model", str(classifier), "--text", "a film"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_columns_may_have_other_names(classifier, tmp_path, capsys):
     path = write_csv(tmp_path / "t.csv", ["review"], [("a film",), ("a house",)])
     assert "no column 'text' among 'review'" in failure(
@@ -86,8 +113,8 @@ def test_pairs(regressor, numbers, tmp_path, capsys):
     found = answers(capsys, "--model", regressor, "--text", "a", "b", "c", "d")
     assert [answer["text"] for answer in found] == [["a", "b"], ["c", "d"]]
     assert all(isinstance(answer["score"], float) for answer in found)
-    table = answers(capsys, "--model", regressor, "--input", numbers["validation"])
-    assert table[0]["text"] == list(number_rows(60, 2)[0][:2])
+    found = answers(capsys, "--model", regressor, "--input", numbers["validation"])
+    assert found[0]["text"] == list(number_rows(60, 2)[0][:2])
     (tmp_path / "in.txt").write_text("a\n")
     words = ["predict", "--model", regressor]
     assert "3 texts are no pairs" in failure(capsys, *words, "--text", "a", "b", "c")
@@ -162,6 +189,21 @@ def test_a_table_of_unknown_labels_is_all_wrong(classifier, tmp_path, capsys):
     assert sum("warning" in line for line in captured.err.splitlines()) == 1
 
 
+def test_empty_texts_are_one_line(classifier, tmp_path, capsys):
+    rows = [("a film", "pos"), ("", "pos"), (" ", "neg")]
+    path = write_csv(tmp_path / "t.csv", ["text", "label"], rows)
+    assert main(["evaluate", "--model", str(classifier), "--data", str(path)]) == 0
+    line = f"mlm: warning: {path}: 2 of 3 rows have an empty text\n"
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_labels_that_white_space_tells_apart_are_one_line(tokenizer, tmp_path):
+    rows = [("a film", label) for label in ["neg", "pos", "pos "] * 2]
+    task = TextClassification(TaskSettings())
+    (line,) = task.fit(table(tmp_path, ["text", "label"], rows), toy_config("bert", tokenizer))
+    assert "'pos', 'pos ' differ by white space alone" in line
+
+
 def test_regression_is_evaluated_too(regressor, numbers, capsys):
     words = ["--model", str(regressor), "--data", str(numbers["validation"])]
     assert main(["evaluate", *words]) == 0
@@ -178,8 +220,9 @@ def test_mistakes_in_evaluate_are_one_line(classifier, regressor, toy, numbers, 
     assert "did you mean 'label'" in message(classifier, toy["test"], "--data.label_column", "labl")
     assert "is a folder" in message(classifier, tmp_path)
     assert "not 'regression'" in message(classifier, toy["test"], "--task", "regression")
-    empty = write_csv(tmp_path / "e.csv", ["text", "label"], [("a", "pos"), ("b", "")])
-    assert "row 2: column 'label': the label is empty" in message(classifier, empty)
+    empty = write_csv(tmp_path / "e.csv", ["text", "label"], [("a", "pos"), *[("b", "")] * 2])
+    line = "row 2: column 'label': the label is empty (2 of 3 rows have none); drop or fill them"
+    assert line in message(classifier, empty)
 
 
 # --- evaluate, pretrained ---

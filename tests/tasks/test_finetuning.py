@@ -20,7 +20,7 @@ from toy import toy_rows, write_csv, write_pretrained
 from mlm.arguments import CommandParser, settings
 from mlm.checkpoint import read_folder
 from mlm.cli import main
-from mlm.errors import UserError
+from mlm.errors import RunError, UserError
 from mlm.training.metrics_csv import read_metrics
 from tasks import Classifier
 from tasks.commands.finetune import add_arguments
@@ -382,6 +382,38 @@ def test_a_finished_run_is_left_as_it_is(toy, pretrained, tmp_path, capsys):
     assert again == found
     assert "is finished" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.csv").read_text() == before
+
+
+def test_a_finished_run_that_was_moved_says_where_it_is(toy, pretrained, tmp_path):
+    run(toy, pretrained["bert"], tmp_path / "first", "--trainer.max_steps 1")
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    again = run(toy, pretrained["bert"], moved, "--trainer.max_steps 1 --resume auto")
+    assert again["model"] == str(moved / "model")
+
+
+def test_a_run_is_saved_on_its_way(toy, pretrained, tmp_path, monkeypatch):
+    step = FineTuningModule.training_step
+
+    def fail(module, *args):
+        if module.spent.steps == 500:
+            raise MemoryError
+        return step(module, *args)
+
+    monkeypatch.setattr(FineTuningModule, "training_step", fail)
+    more = "--trainer.max_steps 1000 --trainer.val_check_interval 1000 --data.batch_size 2"
+    more += " --trainer.log_every_n_steps 500"
+    with pytest.raises(RunError, match="out of memory"):
+        run(toy, pretrained["bert"], tmp_path / "run", more)
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved.name == "step_00000500"
+
+
+def test_the_table_of_a_search_has_a_line_for_each_run(toy, pretrained, tmp_path, capsys):
+    run(toy, pretrained["bert"], tmp_path / "run", "--search small --trainer.max_steps 1")
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    place = lines.index(["search:"])
+    assert lines[place + 1] == ["optimizer.lr", "data.batch_size", "accuracy", "best"]
+    assert sorted(words[-1] for words in lines[place + 2 : place + 8]) == ["False"] * 5 + ["True"]
 
 
 def test_sigterm_saves_and_exits_with_143(toy, pretrained, tmp_path, capsys):

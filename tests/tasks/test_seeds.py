@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,12 +45,16 @@ def test_one_answer_for_all_rows_is_a_collapse(kind, decisions, targets, expecte
     assert kind(TaskSettings()).collapsed(decisions, targets) is expected
 
 
-def test_collapsed_runs_are_named_and_count(toy, pretrained, tmp_path, capsys):
-    # Nearly all is of one class, and nothing is learnt.
+@pytest.fixture
+def lopsided(tmp_path):
+    """Options of runs that learn nothing: nearly all is of one class."""
     rows = [(text, "pos" if i < 38 else "neg") for i, (text, _) in enumerate(toy_rows(40, 1))]
     train = write_csv(tmp_path / "train.csv", ["text", "label"], rows)
-    more = f"--seeds 2 --train {train} --trainer.max_steps 12 --optimizer.lr 0.01"
-    found = run(toy, pretrained["modern"], tmp_path / "run", more)
+    return f"--train {train} --trainer.max_steps 12 --optimizer.lr 0.01"
+
+
+def test_collapsed_runs_are_named_and_count(lopsided, toy, pretrained, tmp_path, capsys):
+    found = run(toy, pretrained["modern"], tmp_path / "run", f"{lopsided} --seeds 2")
     assert found["collapsed"] == [0, 1]
     assert found["accuracy"]["mean"] == pytest.approx(0.5)
     lines = [line for line in capsys.readouterr().err.splitlines() if "collapsed" in line]
@@ -57,6 +62,13 @@ def test_collapsed_runs_are_named_and_count(toy, pretrained, tmp_path, capsys):
     assert "2 of 2 runs, seeds 0, 1" in lines[0]
     one = json.loads((tmp_path / "run" / "seed_0" / "results.json").read_text())
     assert one["collapsed"] is True
+
+
+def test_a_single_run_that_collapsed_is_told_too(lopsided, toy, pretrained, tmp_path, capsys):
+    assert run(toy, pretrained["modern"], tmp_path / "run", lopsided)["collapsed"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "collapsed" in line]
+    assert len(lines) == 1
+    assert "one answer for all rows: try another --seed" in lines[0]
 
 
 def test_words_that_were_decided_come_in_their_order(tokenizer):
@@ -89,6 +101,31 @@ def test_what_is_not_a_number_is_never_best():
     nan = math.nan
     assert best_of([{"x": nan}, {"x": 3.0}, {"x": 2.0}], "x", higher_is_better=False) == 2
     assert best_of([{"x": nan}, {"x": nan}], "x", higher_is_better=True) == 0
+
+
+# --- what is kept of the best ---
+
+
+def test_runs_that_were_moved_are_taken_from_where_they_are(toy, pretrained, tmp_path, capsys):
+    more = "--seeds 2 --trainer.max_steps 2"
+    run(toy, pretrained["bert"], tmp_path / "first", more)
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    shutil.rmtree(moved / "model")
+    found = run(toy, pretrained["bert"], moved, f"{more} --resume auto --report true")
+    best = moved / f"seed_{found['best_seed']}"
+    assert found["model"] == str(moved / "model")
+    assert same_weights(moved / "model", best / "model")
+    assert f"{best / 'report'}: is not there" in capsys.readouterr().err  # nobody wanted one then
+    shutil.rmtree(best / "model")
+    with pytest.raises(UserError, match=f"{best / 'model'}: is not there any more; take {best}"):
+        run(toy, pretrained["bert"], moved, f"{more} --resume auto")
+
+
+def test_what_stands_where_the_best_goes_is_named_at_once(toy, pretrained, tmp_path):
+    (tmp_path / "run" / "model" / "onnx").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run/model: holds something other .* \(onnx\)"):
+        run(toy, pretrained["bert"], tmp_path / "run", "--seeds 2 --resume auto")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
 
 
 # --- beside each other ---

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,10 +212,34 @@ def test_a_set_that_fails_is_reported_and_the_others_go_on(folder, call, monkeyp
 def test_results_of_two_protocols_are_not_mixed(folder, call, capsys):
     assert call("--only", "numbers") == 0
     change(folder, "batch_size: 16", "batch_size: 8")
-    assert call("--only", "numbers", "--resume", "auto") == 2
-    assert "results with another settings.data.batch_size;" in capsys.readouterr().err
+    for name in ("numbers", "toy"):  # the report would have both
+        assert call("--only", name, "--resume", "auto") == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "out/numbers: holds results with another settings.data.batch_size;" in line
+    shutil.rmtree(folder / "out" / "numbers")
     assert call("--only", "toy", "--resume", "auto") == 0
     assert [line["set"] for line in read(folder / "out" / "suite.json")["sets"]] == ["toy"]
+
+
+def test_sets_of_another_precision_are_not_left_out_in_silence(folder, call, capsys):
+    assert call("--only", "numbers") == 0
+    assert call("--only", "toy", "--resume", "auto", "--precision", "bf16") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "out/numbers: holds results with another precision;" in line
+    assert not (folder / "out" / "toy").exists()
+
+
+def test_older_results_go_on_that_say_less(folder, call):
+    """They have no precision, and were saved at the end only."""
+    assert call("--only", "numbers") == 0
+    kept = folder / "out" / "numbers" / "set.json"
+    older = read(kept)
+    del older["precision"]
+    older["settings"]["checkpoint"]["every_n_steps"] = None
+    kept.write_text(json.dumps(older))
+    assert call("--only", "toy", "--resume", "auto") == 0
+    names = [line["set"] for line in read(folder / "out" / "suite.json")["sets"]]
+    assert names == ["toy", "numbers"]
 
 
 def test_a_metric_that_depends_on_the_columns(folder, call):

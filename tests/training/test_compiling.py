@@ -170,6 +170,23 @@ def test_a_compiled_run_on_cuda_has_the_losses_of_a_plain_one(
     )
 
 
+def test_no_schedule_follows_the_time_of_compiling(
+    pretrain_settings, tmp_path, graphs, monkeypatch
+):
+    """Five of ten seconds for the first step, then a tenth for each."""
+    monkeypatch.setattr("mlm.training.pretraining.start", lambda *_: 0.0)
+    monkeypatch.setattr(
+        "mlm.training.clock.Clock.read", lambda _, step: 4.9 + 0.1 * step if step else 0.0
+    )
+    pretrain(pretrain_settings("--compile true --budget 10s --optimizer.lr 0.001"))
+    told = read_metrics(tmp_path / "run" / "metrics.csv")["learning_rate"]
+    rates = [rate for rate in told if rate is not None]
+    assert rates[:2] == [0.0, 0.0]
+    # A tenth of five seconds is a fiftieth of the rest; the warmup is a twentieth.
+    assert rates[2] == pytest.approx(0.001 * (0.1 + 0.025) / 5 / 0.05)
+    assert max(rates) == pytest.approx(0.001, rel=0.05)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ["false", "true"])
 def test_resume_on_cuda_is_deterministic(pretrain_settings, tmp_path, how):

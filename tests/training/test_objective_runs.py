@@ -131,6 +131,11 @@ def test_mistakes_are_named_and_leave_nothing(pretrain_settings, tmp_path, words
             "\n\n".join(f"sentence {n} alone ." for n in range(50)),
             "documents of two sentences",
         ),
+        (
+            "sentence_order",
+            "\n\n".join([*(f"sentence {n} alone ." for n in range(500)), "one . two . three ."]),
+            "documents of two sentences",
+        ),
         ("next_sentence", "here it is . there it was . " * 99, "needs two documents|no document"),
     ],
 )
@@ -143,6 +148,18 @@ def test_a_store_without_pairs_is_refused(name, text, named, pretrain_settings, 
     except UserError as error:
         pytest.fail(f"refused by prepare: {error}")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_told_where_tokens_stand_says_so(pretrain_settings, capsys):
+    pretrain(pretrain_settings("--budget 1step --model.family modern --model.attention [fourier]"))
+    assert "warning: rope tells attention where tokens stand" in capsys.readouterr().err
+
+
+def test_a_validation_without_pairs_says_nothing_of_them(pretrain_settings, tmp_path):
+    words = "--objective.name sentence_order --budget 2steps --trainer.limit_val_batches 1"
+    found = pretrain(pretrain_settings(words))
+    assert "val/loss" in found
+    assert "val/pair_accuracy" not in found
 
 
 @pytest.mark.slow

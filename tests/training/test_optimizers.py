@@ -159,6 +159,8 @@ def test_frozen_weights_are_in_no_group():
     ("changes", "named"),
     [
         ({"layer_decay": 0.0}, "layer_decay"),
+        ({"momentum": 1.0}, "momentum: 1.0"),
+        ({"name": "adamw", "momentum": 0.9}, "momentum: adamw has none"),
         ({"layer_decay": 1.1}, "layer_decay"),
         ({"name": "mun"}, "muon"),
         ({"schedule": "cosin"}, "cosine"),
@@ -185,3 +187,11 @@ def test_mistakes_are_named(changes, named):
 )
 def test_only_schedules_with_such_a_phase_cool_down(changes, cooling):
     assert OptimizerOptions(**changes).cooling == cooling
+
+
+@pytest.mark.parametrize(
+    ("changes", "rising"),
+    [({}, 0.05), ({"schedule": "one_cycle"}, 0.5), ({"schedule": "one_cycle", "warmup": 0.3}, 0.3)],
+)
+def test_one_cycle_rises_for_half_of_the_run_unless_told_otherwise(changes, rising):
+    assert OptimizerOptions(**changes).rising == rising

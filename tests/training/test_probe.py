@@ -73,6 +73,8 @@ def test_it_is_told_and_changes_nothing(tables, pretrain_settings, tmp_path):
 
 def test_none_is_none(store):
     assert build_probe(ProbeOptions(), load_tokenizer(store / "tokenizer")) is None
+    with pytest.raises(UserError, match="probe: there is none"):
+        build_probe(ProbeOptions(rows=50), load_tokenizer(store / "tokenizer"))
 
 
 @pytest.mark.parametrize(

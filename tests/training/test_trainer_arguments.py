@@ -7,6 +7,7 @@ from pytorch_lightning import Trainer
 
 from mlm.arguments import CommandParser, settings
 from mlm.errors import UserError
+from mlm.training.trainer import _say_how_many
 from mlm.training.trainer_arguments import OWNED, add_trainer_arguments
 
 
@@ -74,3 +75,12 @@ def test_a_config_and_its_limits(parser, tmp_path, capsys):
 def test_mistakes(parser, option, message):
     with pytest.raises(UserError, match=message):
         parser.parse([option])
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "said"),
+    [(1, 1, ""), (2, 2, "2 processes, with a device each"), (1, 8, "8 devices are asked for, but")],
+)
+def test_how_many_processes_there_are_is_said(processes, devices, said, capsys):
+    _say_how_many(processes, devices)
+    assert said in capsys.readouterr().err
