@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from mlm.files import atomic_folder, remove_folder, stays_inside
 from mlm.model.config import EncoderConfig
 
 _PREFIX = "model."
+STEP = re.compile(r"step_\d+")
+"""The name of a checkpoint's folder."""
 
 # What a checkpoint is made of: none of it is read but as the manifest has it.
 _PARTS = {"state.pt", "model/config.json", "model/model.safetensors", "model/tokenizer.json"}
@@ -201,7 +204,8 @@ def verify_checkpoint(path: Path) -> None:
 
 def latest_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint in ``directory`` that is whole; says which damaged ones it passed."""
-    for path in sorted(directory.glob("step_*"), reverse=True):
+    places = (path for path in directory.glob("step_*") if STEP.fullmatch(path.name))
+    for path in sorted(places, reverse=True):
         try:
             verify_checkpoint(path)
         except UserError as error:

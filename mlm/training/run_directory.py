@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from mlm.config_files import to_yaml
 from mlm.console import say
 from mlm.errors import UserError
 from mlm.files import atomic_file, sweep
-from mlm.training.checkpoint_io import latest_checkpoint
+from mlm.training.checkpoint_io import STEP, latest_checkpoint
 
 LOCK = ".lock"
 """Held by the process that writes in a run's folder."""
 PLACES = ("checkpoints", "before_cooldown")
 """Where in a run's folder its checkpoints are."""
-_STEP = re.compile(r"step_\d+")
 
 
 def choose_checkpoint(run_dir: Path, resume: str) -> Path | None:
@@ -70,7 +68,7 @@ def _newest(run_dir: Path) -> Path | None:
 
 def _named(resume: str, run_dir: Path) -> Path:
     checkpoint = Path(resume)
-    if not (checkpoint.is_dir() and _STEP.fullmatch(checkpoint.name)):
+    if not (checkpoint.is_dir() and STEP.fullmatch(checkpoint.name)):
         raise UserError(f"--resume {resume}: no such checkpoint folder (…/step_00001000)")
     # Those of later steps would be removed, as what its own run has gone back from.
     if is_rank_zero() and checkpoints_in(run_dir) and not _is_in(run_dir, checkpoint):
@@ -91,7 +89,7 @@ def _is_in(run_dir: Path, checkpoint: Path) -> bool:
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """All checkpoints of a run, whole or not."""
     found = (path for place in PLACES for path in (run_dir / place).glob("step_*"))
-    return [path for path in found if _STEP.fullmatch(path.name)]
+    return [path for path in found if STEP.fullmatch(path.name)]
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

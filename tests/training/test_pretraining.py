@@ -521,6 +521,7 @@ def test_where_there_are_no_locks_a_run_says_so_and_goes_on(
 def test_a_damaged_checkpoint_is_passed_over(pretrain_settings, tmp_path, capsys):
     words = "--budget 6steps --checkpoint.every_n_steps 3"
     pretrain(pretrain_settings(words))
+    (tmp_path / "run" / "checkpoints" / "step_00000006.bak").mkdir()  # somebody's own
     newest = tmp_path / "run" / "checkpoints" / "step_00000006" / "state.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
