@@ -43,6 +43,10 @@ NAMES = {
     "profiler": "`simple`, `advanced` or `pytorch`: where the time goes",
 }
 
+# Where 1 is one and 1.0 is all. Of unions that differ in order alone `typing` gives whichever it
+# was asked for first, so by Lightning's own type either might be read.
+NUMBERS = {"limit_val_batches": "validate on so many batches, or on such a share of them"}
+
 
 def add_trainer_arguments(parser: jsonargparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """Add ``--trainer.…`` to ``parser``: all of Lightning's options but those that a run owns.
@@ -57,12 +61,17 @@ def add_trainer_arguments(parser: jsonargparse.ArgumentParser, defaults: dict[st
 
     from mlm.training.precision import PRECISIONS
 
-    parser.add_class_arguments(Trainer, "trainer", skip={*OWNED, *NAMES})
+    parser.add_class_arguments(Trainer, "trainer", skip={*OWNED, *NAMES, *NUMBERS})
     options = inspect.signature(Trainer.__init__).parameters
     for name, meaning in NAMES.items():
         default = options[name].default
         kind = str if default is not None else str | None
         parser.add_argument(f"--trainer.{name}", type=kind, default=default, help=meaning)
+    for name, meaning in NUMBERS.items():
+        default = options[name].default
+        parser.add_argument(
+            f"--trainer.{name}", type=int | float | None, default=default, help=meaning
+        )
     parser.add_argument(
         "--trainer.precision",
         type=Literal[tuple(PRECISIONS)],

@@ -77,6 +77,13 @@ def test_mistakes(parser, option, message):
         parser.parse([option])
 
 
+@pytest.mark.parametrize(("word", "value"), [("1", 1), ("1.0", 1.0), ("null", None)])
+def test_one_batch_and_all_of_them_are_told_apart(parser, word, value):
+    found = settings(parser.parse(["--trainer.limit_val_batches", word]))["trainer"]
+    assert found["limit_val_batches"] == value
+    assert type(found["limit_val_batches"]) is type(value)
+
+
 @pytest.mark.parametrize(
     ("processes", "devices", "said"),
     [(1, 1, ""), (2, 2, "2 processes, with a device each"), (1, 8, "8 devices are asked for, but")],
