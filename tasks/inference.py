@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlm.batch import Batch, evaluation_tokens, length_batches
+from mlm.console import say
 from mlm.training.precision import choose_device, resolve_precision
 from tasks.base import Task
 from tasks.encoding import Example
@@ -20,6 +21,24 @@ from tasks.folders import load_task_folder
 from tasks.heads import TaskModel
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def count_cut(examples: Sequence[Example]) -> int:
+    """Of how many inputs something was cut off."""
+    return len({example.row for example in examples if example.truncated})
+
+
+def say_cut(task: Task, cut: int, number: int) -> None:
+    """Say where ``cut`` of ``number`` inputs were longer than the model reads, and what helps."""
+    if not cut:
+        return
+    # What reads in windows reads single texts alone; see `LongTextTask.fit`.
+    windows = "long_texts" in task.reads and len(task.settings.text_column) < 2
+    advice = f"{'--data.long_texts windows or ' if windows else ''}a larger --data.max_length"
+    say(
+        f"warning: {cut:,} of {number:,} inputs were cut to {task.settings.max_length} tokens; "
+        f"to read them whole, fine-tune with {advice}"
+    )
 
 
 class Predictor:
@@ -38,7 +57,7 @@ class Predictor:
         model: TaskModel,
         task: Task,
         tokenizer: tokenizers.Tokenizer,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
     ) -> None:
         self.device = choose_device(device)
@@ -48,12 +67,14 @@ class Predictor:
         if self.dtype is not None:
             _cast_weights(self.model.encoder, self.dtype)
         self.task, self.tokenizer = task, tokenizer
+        self.cut = 0
+        """How many inputs were longer than the model reads."""
 
     @classmethod
     def from_pretrained(
         cls,
         directory: str | Path,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
         task: str | type[Task] | None = None,
     ) -> Self:
@@ -84,6 +105,7 @@ class Predictor:
         """
         rows = self.task.as_inputs(inputs)
         examples = self.task.encode(rows, self.tokenizer)
+        self.cut += count_cut(examples)
         found: list[Tensor] = [torch.empty(0)] * len(examples)
         for places, batch, outputs in self.outputs(examples):
             for place, part in zip(places, self.task.split(outputs, batch), strict=True):
@@ -162,7 +184,7 @@ class OneTask(Predictor):
     def from_pretrained(
         cls,
         directory: str | Path,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
         task: str | type[Task] | None = None,
     ) -> Self:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mlm.arguments import CommandParser, add_data_path, add_model_path
 from mlm.errors import UserError
-from tasks.commands.predict import count_cut, say_cut
 from tasks.options import add_inference_arguments, add_report_precision, check_precision
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def evaluate_task(args: Any) -> dict[str, float]:
     """A fine-tuned model's metrics on a table."""
     from dataclasses import replace
 
-    from tasks.inference import Predictor
+    from tasks.inference import Predictor, count_cut, say_cut
     from tasks.reporting.text import as_text
     from tasks.rows import Rows
     from tasks.settings import with_text_column

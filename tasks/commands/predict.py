@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlm.arguments import CommandParser, add_model_path
-from mlm.console import say
 from mlm.errors import UserError
 from tasks.options import add_inference_arguments
 
 if TYPE_CHECKING:
-    from tasks.base import Task
-    from tasks.encoding import Example
     from tasks.inference import Predictor
 
 # Answers are written after so many inputs: enough for batches of like lengths.
@@ -53,10 +50,10 @@ def run(args: Any) -> None:
     if args.output is not None and Path(args.output).suffix.lower() not in ("", ".jsonl"):
         raise UserError(f"{args.output}: answers are JSON lines; choose the ending .jsonl")
     from mlm.memory import keep_freed_memory
+    from tasks.inference import Predictor, say_cut
 
     keep_freed_memory()
-    cuts: list[int] = []
-    predictor = _load(args, cuts)
+    predictor = Predictor.from_pretrained(args.model.path, args.device, args.precision, args.task)
     if args.text is not None:
         inputs = predictor.task.from_words(args.text)
     else:
@@ -65,39 +62,7 @@ def run(args: Any) -> None:
         for start in range(0, len(inputs), _CHUNK):
             for answer in predictor(inputs[start : start + _CHUNK], advance):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-    say_cut(predictor.task, sum(cuts), len(inputs))
-
-
-def count_cut(examples: Sequence[Example]) -> int:
-    """Of how many inputs something was cut off."""
-    return len({example.row for example in examples if example.truncated})
-
-
-def say_cut(task: Task, cut: int, number: int) -> None:
-    """Say where ``cut`` of ``number`` inputs were longer than the model reads, and what helps."""
-    if not cut:
-        return
-    # What reads in windows reads single texts alone; see `LongTextTask.fit`.
-    windows = "long_texts" in task.reads and len(task.settings.text_column) < 2
-    advice = f"{'--data.long_texts windows or ' if windows else ''}a larger --data.max_length"
-    say(
-        f"warning: {cut:,} of {number:,} inputs were cut to {task.settings.max_length} tokens; "
-        f"to read them whole, fine-tune with {advice}"
-    )
-
-
-def _load(args: Any, cuts: list[int]) -> Predictor:
-    """The model, which puts into ``cuts`` how many inputs it had to cut each time."""
-    from tasks.inference import Predictor
-
-    class CountingPredictor(Predictor):
-        def outputs(self, examples: Sequence[Example]) -> Iterator[Any]:
-            cuts.append(count_cut(examples))
-            return super().outputs(examples)
-
-    return CountingPredictor.from_pretrained(
-        args.model.path, args.device, args.precision, args.task
-    )
+    say_cut(predictor.task, predictor.cut, len(inputs))
 
 
 def read_inputs(path: str, predictor: Predictor, columns: str | list[str] | None) -> list[Any]:
