@@ -107,7 +107,7 @@ def main() -> None:
         case=case,
         ours=statistics.median(ours),
         peer=statistics.median(peer),
-        ratio=statistics.median(ours) / statistics.median(peer),
+        ratio=statistics.median(a / b for a, b in zip(ours, peer, strict=True)),  # turn by turn
         unit="MB/s",
         values={"ours": ours, "peer": peer},
         whole_command_seconds=report["seconds"],
