@@ -58,6 +58,14 @@ class EndOfBudget(Callback):
             self._began = module.spent.seconds
         trainer.should_stop |= over or module.stop_agreed
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on must know, to leave out what it would have left out."""
+        return {"longest": self._longest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._longest = state_dict["longest"]
+
     def _is_late(self, module: SumLossModule) -> bool:
         """Whether a validation might outlast the budget; by readings that all ranks share."""
         if module.budget.unit != "seconds":
