@@ -154,7 +154,7 @@ def draw(results: dict[str, list[dict[str, Any]]], picture: Path) -> None:
     """The curves of every recipe, a line a seed."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for number, (name, runs) in enumerate(results.items()):
         for seed, run in enumerate(runs):
             label = name if seed == 0 else None
@@ -162,7 +162,7 @@ def draw(results: dict[str, list[dict[str, Any]]], picture: Path) -> None:
             axes.plot(*zip(*run["curve"], strict=True), style, marker=".", color=color, label=label)
     axes.set(xlabel="seconds of its own", ylabel="validation loss, fixed masks at 15 % (nats)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
 
