@@ -59,10 +59,7 @@ def average_models(models: Sequence[str | Path], output: str | Path) -> dict[str
 def _refuse_another_kind(first: ModelFolder, other: ModelFolder) -> None:
     kinds = [
         {
-            # Dropout and what a fresh model began with are of the training.
-            "encoder": folder.config.replace(
-                hidden_dropout=0.0, attention_dropout=0.0, initializer_range=1.0
-            ),
+            "encoder": folder.config.decisive(),
             "head": folder.head,
             "labels": folder.labels,
             **{name: folder.info.get(name) for name in ("task", "pooling", "sentence_vectors")},

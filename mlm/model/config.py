@@ -161,6 +161,22 @@ class EncoderConfig:
         """Plain values, ready for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def decisive(self) -> dict[str, Any]:
+        """What decides an encoder's numbers beside its weights, as plain values.
+
+        Without what is of the training, and what nothing in it uses, which folders may not keep.
+        """
+        kinds = [self.layer_attention(index) for index in range(self.num_hidden_layers)]
+        idle = {"hidden_dropout", "attention_dropout", "initializer_range"}
+        if "local" not in kinds:
+            idle |= {"local_attention", "local_rope_theta"}
+        if self.position != "rope":
+            idle |= {"rope_theta", "local_rope_theta"}
+        if self.position != "learned":
+            idle.add("position_offset")
+        values = self.to_dict() | {"attention": kinds}
+        return {name: value for name, value in values.items() if name not in idle}
+
     def replace(self, **changes: Any) -> EncoderConfig:
         """A copy with other values; an unknown name is refused with the nearest known one."""
         _check_names(changes)

@@ -117,9 +117,9 @@ def check_same_kind(
     Raises:
         UserError: the checkpoint is of another model, tokenizer or other labels.
     """
-    kept, asked = _decisive(folder.config), _decisive(config)
+    kept, asked = folder.config.decisive(), config.decisive()
     for name in {**asked, **kept}:
-        if kept.get(name) != asked.get(name):
+        if name not in _MAY_CHANGE and kept.get(name) != asked.get(name):
             raise UserError(
                 f"--resume: this checkpoint is of another model: {name} is {kept.get(name)}, where "
                 f"this one wants {asked.get(name)}; go on with the same --model options, as the "
@@ -136,25 +136,8 @@ def check_same_kind(
         )
 
 
-# What is of the training, or of the classifiers that a family puts on an encoder.
-_MAY_CHANGE = {
-    *("hidden_dropout", "attention_dropout", "initializer_range"),
-    *("max_position_embeddings", "pooler"),
-}
-
-
-def _decisive(config: EncoderConfig) -> dict[str, Any]:
-    """What decides an encoder's numbers; folders may have no key for what nothing in it uses."""
-    values = config.to_dict()
-    kinds = [config.layer_attention(index) for index in range(config.num_hidden_layers)]
-    idle = set(_MAY_CHANGE)
-    if "local" not in kinds:
-        idle |= {"local_attention", "local_rope_theta"}
-    if config.position != "rope":
-        idle |= {"rope_theta", "local_rope_theta"}
-    if config.position != "learned":
-        idle.add("position_offset")
-    return {name: values[name] for name in values if name not in idle} | {"attention": kinds}
+# What a run may be resumed with another of: the longest text, and what a family puts on an encoder.
+_MAY_CHANGE = {"max_position_embeddings", "pooler"}
 
 
 def check_same_model(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
